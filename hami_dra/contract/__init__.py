@@ -1,0 +1,1 @@
+"""Words that other programs read: names, layouts, settings. No logic, no I/O."""

@@ -1,0 +1,76 @@
+"""Names that manifests, other programs and people depend on.
+
+Changing one breaks a stored object or a dashboard, so each has one home, here.
+"""
+
+from typing import Final
+
+DRIVER_NAME: Final = "hami-core-gpu.project-hami.io"
+"""DRA driver name; also the domain of unqualified attributes and capacities."""
+
+DEVICE_CLASS: Final = DRIVER_NAME
+"""The DeviceClass that claims name; the same word, as existing HAMi-DRA manifests use it."""
+
+DEVICE_TYPE: Final = "hami-gpu"
+"""Value of the attribute ``type`` on every shareable card."""
+
+# Device attributes (unqualified: the driver's own domain).
+ATTR_TYPE: Final = "type"
+ATTR_UUID: Final = "uuid"
+ATTR_MINOR: Final = "minor"
+ATTR_INDEX: Final = "index"
+ATTR_PRODUCT_NAME: Final = "productName"
+ATTR_BRAND: Final = "brand"
+ATTR_ARCHITECTURE: Final = "architecture"
+ATTR_COMPUTE_CAPABILITY: Final = "cudaComputeCapability"
+ATTR_DRIVER_VERSION: Final = "driverVersion"
+ATTR_CUDA_DRIVER_VERSION: Final = "cudaDriverVersion"
+ATTR_PCIE_BUS_ID: Final = "pcieBusID"
+
+# Standard attributes shared between drivers (KEP-6072).
+ATTR_STD_PCI_BUS_ID: Final = "resource.kubernetes.io/pciBusID"
+ATTR_STD_PCIE_ROOT: Final = "resource.kubernetes.io/pcieRoot"
+ATTR_STD_NUMA_NODE: Final = "resource.kubernetes.io/numaNode"
+
+# Capacities. All three are always written in a claim: the API's default is the whole card.
+CAPACITY_MEMORY: Final = "memory"
+CAPACITY_CORES: Final = "cores"
+CAPACITY_SLOTS: Final = "slots"
+
+# Opaque claim configuration.
+CONFIG_API_VERSION: Final = "gpu.project-hami.io/v1alpha1"
+CONFIG_KIND: Final = "ShareConfig"
+
+# Extended resources of an unchanged HAMi pod.
+RESOURCE_GPU: Final = "nvidia.com/gpu"
+RESOURCE_MEMORY: Final = "nvidia.com/gpumem"
+RESOURCE_MEMORY_PERCENTAGE: Final = "nvidia.com/gpumem-percentage"
+RESOURCE_CORES: Final = "nvidia.com/gpucores"
+RESOURCE_PRIORITY: Final = "nvidia.com/priority"
+
+# Objects that we write.
+ANNOTATION_ORIGINAL_REQUEST: Final = "gpu.project-hami.io/original-request"
+"""JSON of the GPU keys that the webhook removed, by container."""
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+MANAGED_BY: Final = "hami-dra"
+LABEL_WEBHOOK_IGNORE: Final = "hami.io/webhook"
+"""Pod or namespace label; the value ``ignore`` keeps the webhook away."""
+TEMPLATE_NAME_PREFIX: Final = "hami-gpu"
+POD_CLAIM_NAME: Final = "hami-gpu"
+"""Name of the entry in ``pod.spec.resourceClaims`` that the webhook adds."""
+FIELD_MANAGER: Final = "hami-dra"
+
+# CDI kinds ("vendor/class").
+CDI_CLASS_CLAIM: Final = "claim"
+CDI_CLASS_BASE: Final = "card"
+CDI_KIND_CLAIM: Final = f"{DRIVER_NAME}/{CDI_CLASS_CLAIM}"
+CDI_KIND_BASE: Final = f"{DRIVER_NAME}/{CDI_CLASS_BASE}"
+
+# Paths inside a container that holds a share.
+CONTAINER_GRANTS_DIR: Final = "/run/vgpu"
+"""Each granted claim and request is ``<dir>/<claim UID>_<request>/{grant,region/}``."""
+CONTAINER_LIBVGPU: Final = "/usr/local/lib/vgpu/libvgpu.so"
+CONTAINER_PRELOAD: Final = "/etc/ld.so.preload"
+GRANT_FILE: Final = "grant"
+REGION_DIR: Final = "region"
+REGION_FILE: Final = "region"

@@ -1,0 +1,209 @@
+"""Verbs on Kubernetes objects: get, list, create, apply, replace, patch, delete."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from hami_dra.contract.names import FIELD_MANAGER
+from hami_dra.kube.session import ApiSession
+
+_PAGE_SIZE: Final = 500
+
+
+@dataclass(frozen=True)
+class Resource:
+    """One kind of object and where the API server keeps it."""
+
+    api_version: str
+    kind: str
+    plural: str
+    namespaced: bool
+
+    def path(self, *, namespace: str | None = None, name: str | None = None) -> str:
+        """Return the URL path of a collection or an object.
+
+        Raises:
+            ValueError: A part that cannot stand in a path.
+        """
+        root = "/api" if "/" not in self.api_version else "/apis"
+        parts = [root, self.api_version]
+        if namespace is not None and self.namespaced:
+            parts += ["namespaces", _segment(namespace)]
+        parts.append(self.plural)
+        if name is not None:
+            parts.append(_segment(name))
+        return "/".join(parts)
+
+
+def _segment(text: str) -> str:
+    if not text or text in {".", ".."} or any(c in text for c in "/?#%"):
+        raise ValueError(f"{text!r} cannot be a Kubernetes name")
+    return text
+
+
+PODS: Final = Resource("v1", "Pod", "pods", namespaced=True)
+NODES: Final = Resource("v1", "Node", "nodes", namespaced=False)
+EVENTS: Final = Resource("events.k8s.io/v1", "Event", "events", namespaced=True)
+CLAIMS: Final = Resource("resource.k8s.io/v1", "ResourceClaim", "resourceclaims", namespaced=True)
+TEMPLATES: Final = Resource(
+    "resource.k8s.io/v1", "ResourceClaimTemplate", "resourceclaimtemplates", namespaced=True
+)
+SLICES: Final = Resource("resource.k8s.io/v1", "ResourceSlice", "resourceslices", namespaced=False)
+DEVICE_CLASSES: Final = Resource(
+    "resource.k8s.io/v1", "DeviceClass", "deviceclasses", namespaced=False
+)
+MUTATING_WEBHOOKS: Final = Resource(
+    "admissionregistration.k8s.io/v1",
+    "MutatingWebhookConfiguration",
+    "mutatingwebhookconfigurations",
+    namespaced=False,
+)
+VALIDATING_WEBHOOKS: Final = Resource(
+    "admissionregistration.k8s.io/v1",
+    "ValidatingWebhookConfiguration",
+    "validatingwebhookconfigurations",
+    namespaced=False,
+)
+
+
+class Api:
+    """Object verbs over a session. Every method raises `ApiError` and nothing else."""
+
+    def __init__(self, session: ApiSession) -> None:
+        self.session = session
+
+    async def get(
+        self, resource: Resource, name: str, *, namespace: str | None = None
+    ) -> dict[str, Any]:
+        """Return one object; `NotFoundError` if there is none."""
+        return await self.session.request("GET", resource.path(namespace=namespace, name=name))
+
+    async def list(
+        self,
+        resource: Resource,
+        *,
+        namespace: str | None = None,
+        field_selector: str = "",
+        label_selector: str = "",
+        from_cache: bool = False,
+    ) -> tuple[list[dict[str, Any]], str]:
+        """Return all objects of a collection and its resourceVersion, page by page.
+
+        Args:
+            resource: What to list.
+            namespace: One namespace, or all.
+            field_selector: Kubernetes field selector.
+            label_selector: Kubernetes label selector.
+            from_cache: Accept the API server's watch cache (resourceVersion "0"): cheap, perhaps
+                a moment old. Right before a watch; wrong before a decision to delete.
+        """
+        params = {"limit": str(_PAGE_SIZE)}
+        if field_selector:
+            params["fieldSelector"] = field_selector
+        if label_selector:
+            params["labelSelector"] = label_selector
+        if from_cache:
+            params = {k: v for k, v in params.items() if k != "limit"} | {"resourceVersion": "0"}
+        items: list[dict[str, Any]] = []
+        while True:
+            page = await self.session.request(
+                "GET", resource.path(namespace=namespace), params=params, timeout_seconds=30
+            )
+            items += page.get("items") or []
+            metadata = page.get("metadata", {})
+            if not metadata.get("continue"):
+                return items, str(metadata.get("resourceVersion", ""))
+            params["continue"] = metadata["continue"]
+
+    async def create(
+        self, resource: Resource, body: Mapping[str, Any], *, namespace: str | None = None
+    ) -> dict[str, Any]:
+        """Create an object; `ConflictError` if the name is taken."""
+        return await self.session.request(
+            "POST",
+            resource.path(namespace=namespace),
+            params={"fieldManager": FIELD_MANAGER},
+            body=body,
+        )
+
+    async def apply(
+        self,
+        resource: Resource,
+        name: str,
+        body: Mapping[str, Any],
+        *,
+        namespace: str | None = None,
+        force: bool = False,
+    ) -> dict[str, Any]:
+        """Server-side apply under our field manager. Idempotent."""
+        return await self.session.request(
+            "PATCH",
+            resource.path(namespace=namespace, name=name),
+            params={"fieldManager": FIELD_MANAGER, "force": "true" if force else "false"},
+            body=body,
+            content_type="application/apply-patch+yaml",
+        )
+
+    async def replace(
+        self,
+        resource: Resource,
+        name: str,
+        body: Mapping[str, Any],
+        *,
+        namespace: str | None = None,
+    ) -> dict[str, Any]:
+        """Replace an object; `ConflictError` if it changed since ``body`` was read."""
+        return await self.session.request(
+            "PUT",
+            resource.path(namespace=namespace, name=name),
+            params={"fieldManager": FIELD_MANAGER},
+            body=body,
+        )
+
+    async def patch(
+        self,
+        resource: Resource,
+        name: str,
+        body: Any,
+        *,
+        namespace: str | None = None,
+        content_type: str = "application/merge-patch+json",
+    ) -> dict[str, Any]:
+        """Patch an object, by JSON merge patch unless told otherwise."""
+        return await self.session.request(
+            "PATCH",
+            resource.path(namespace=namespace, name=name),
+            params={"fieldManager": FIELD_MANAGER},
+            body=body,
+            content_type=content_type,
+        )
+
+    async def delete(
+        self,
+        resource: Resource,
+        name: str,
+        *,
+        namespace: str | None = None,
+        uid: str | None = None,
+        resource_version: str | None = None,
+    ) -> None:
+        """Delete an object; with preconditions, only that very one.
+
+        Raises:
+            NotFoundError: It is gone already.
+            ConflictError: A precondition does not hold.
+        """
+        preconditions = {
+            key: value
+            for key, value in (("uid", uid), ("resourceVersion", resource_version))
+            if value is not None
+        }
+        await self.session.request(
+            "DELETE",
+            resource.path(namespace=namespace, name=name),
+            body={
+                "apiVersion": "meta.k8s.io/v1",
+                "kind": "DeleteOptions",
+                **({"preconditions": preconditions} if preconditions else {}),
+            },
+        )

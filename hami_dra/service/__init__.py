@@ -1,0 +1,1 @@
+"""What every process needs: supervision, logs, a clock, health endpoints, retries."""

@@ -1,0 +1,36 @@
+"""Opaque configuration is decoded strictly, and the message names the field."""
+
+import pytest
+
+from hami_dra.contract.claimconfig import decode_share_config, encode_share_config
+from hami_dra.contract.errors import UserError
+
+KIND = {"apiVersion": "gpu.project-hami.io/v1alpha1", "kind": "ShareConfig"}
+
+
+def test_round_trip() -> None:
+    config = decode_share_config({**KIND, "memoryLimitMiB": 3000}, field="x")
+
+    assert config.memory_limit_mib == 3000
+    assert encode_share_config(config) == {**KIND, "memoryLimitMiB": 3000}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({**KIND, "memoryLimitMib": 1}, "unknown field `memoryLimitMib`"),
+        ({**KIND, "memoryLimitMiB": "1"}, "Expected `int | null`"),
+        ({**KIND, "memoryLimitMiB": 0}, "at least 1 MiB"),
+        ({"kind": "ShareConfig"}, "missing required field `apiVersion`"),
+        ({**KIND, "kind": "GpuConfig"}, "Invalid enum value 'GpuConfig'"),
+        (["a"], "Expected `object`"),
+        (None, "Expected `object`"),
+    ],
+)
+def test_bad_parameters_are_refused_by_name(parameters: object, words: str) -> None:
+    with pytest.raises(
+        UserError, match=r"spec\.devices\.config\[0\]\.opaque\.parameters"
+    ) as caught:
+        decode_share_config(parameters, field="spec.devices.config[0].opaque.parameters")
+
+    assert words in str(caught.value)
