@@ -1,0 +1,89 @@
+# The front door. `make demo` shows what hami-dra does; `make test` proves it.
+# Everything lands in .venv/, build/ and a cache outside the checkout; nothing is installed.
+
+PYTHON  ?= python3
+BIN     := .venv/bin
+NATIVE  := build/libvgpu
+ASAN    := build/libvgpu-asan
+LOCK    := $(shell cat requirements/dev.txt pyproject.toml | sha256sum | cut -c1-12)
+VENV    := .venv/.locked-$(LOCK)
+C_FILES := $(wildcard libvgpu/src/*.c libvgpu/sim/*.c libvgpu/probe/*.c)
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export HAMI_DRA_BUILD_DIR := $(CURDIR)/$(NATIVE)
+
+.PHONY: demo test preflight native tools lint unit contract native-test cluster-test sanitize \
+        bench lock proto clean help
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+demo: preflight $(VENV) native tools ## Run the main job on a real Kubernetes and explain it
+	@python -m tests.cluster.demo
+
+test: preflight $(VENV) native native-test unit contract tools cluster-test ## Run every test
+
+preflight: ## Say what this machine lacks, before any work
+	@$(PYTHON) -m tests.cluster.preflight
+
+$(VENV): requirements/dev.txt pyproject.toml
+	@echo "==> Python environment: .venv from requirements/dev.txt (about a minute)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@rm -f .venv/.locked-* && touch $@
+
+native: $(VENV) ## Build libvgpu and the simulated GPUs
+	@echo "==> libvgpu and the simulated GPUs: $(NATIVE)"
+	@test -f $(NATIVE)/build.ninja || meson setup $(NATIVE) libvgpu >/dev/null
+	@meson compile -C $(NATIVE) | tail -n 1
+
+tools: $(VENV) ## Build the pinned Kubernetes tools, once per machine
+	@python -m tests.cluster build-tools
+
+unit: $(VENV) ## Pure and faked: seconds
+	@echo "==> unit tests"
+	@pytest -q tests/unit
+
+contract: $(VENV) native ## What other programs rely on: ABI, protocols, models, real clients
+	@echo "==> contract tests"
+	@pytest -q tests/contract
+
+native-test: $(VENV) native ## The C library's own tests
+	@echo "==> C tests"
+	@meson test -C $(NATIVE) --print-errorlogs --no-rebuild
+
+cluster-test: $(VENV) native tools ## The whole path on a real Kubernetes
+	@echo "==> real-cluster tests"
+	@pytest -q -m cluster tests/cluster
+
+sanitize: $(VENV) ## The C tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@echo "==> C tests under ASan and UBSan: $(ASAN)"
+	@test -f $(ASAN)/build.ninja || meson setup $(ASAN) libvgpu -Db_sanitize=address,undefined >/dev/null
+	@meson compile -C $(ASAN) | tail -n 1
+	@meson test -C $(ASAN) --print-errorlogs --no-rebuild
+
+lint: $(VENV) native ## ruff, mypy, import-linter, clang-tidy
+	@echo "==> lint"
+	@ruff check
+	@ruff format --check
+	@mypy
+	@lint-imports
+	@clang-tidy -p $(NATIVE) --quiet $(C_FILES)
+
+bench: $(VENV) native tools ## Time from nothing to a running pod
+	@python -m tests.cluster bench
+
+lock: ## Resolve the requirement files anew (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-annotate --no-emit-index-url --no-emit-find-links --all-extras pyproject.toml \
+	  -o requirements/runtime.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-annotate --no-emit-index-url --no-emit-find-links --all-extras --group dev pyproject.toml \
+	  -o requirements/dev.txt
+
+proto: $(VENV) ## Generate hami_dra/_pb from proto/
+	@python proto/generate.py
+
+clean: ## Remove what was built in the checkout (not the tool cache)
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
