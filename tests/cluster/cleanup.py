@@ -33,6 +33,17 @@ def mounts_below(directory: Path, mountinfo: str) -> list[Path]:
     return points[::-1]
 
 
+def filesystem_of(path: Path, mountinfo: str) -> str:
+    """Return the type of the file system that holds ``path``."""
+    best, kind = Path("/"), ""
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        point = Path(before.split(" ")[4].encode().decode("unicode_escape"))
+        if path.is_relative_to(point) and point.is_relative_to(best):
+            best, kind = point, after.split(" ")[0]
+    return kind
+
+
 def remove_directory(directory: Path) -> list[str]:
     """Remove a cluster's directory; return what stands in the way.
 

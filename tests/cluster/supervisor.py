@@ -50,7 +50,12 @@ def prepare_namespaces(plan: Plan) -> None:
     Path("/run/netns").mkdir()
     hosts = directory / "hosts"
     hosts.write_text(f"127.0.0.1 localhost\n{NODE_ADDRESS} {plan.hosts_name}\n")
-    _do("mount", "--bind", str(hosts), "/etc/hosts")
+    if Path("/etc/hosts").exists():
+        _do("mount", "--bind", str(hosts), "/etc/hosts")
+    if cleanup.filesystem_of(directory, cgroups.MOUNTINFO.read_text()) == "overlay":
+        images = directory / "containerd"  # overlayfs cannot have its upper layer on overlayfs
+        images.mkdir(exist_ok=True)
+        _do("mount", "-t", "tmpfs", "-o", "mode=0755", "private", str(images))
     subprocess.run(["ip", "-batch", "-"], input=LINKS, text=True, check=True)
     cgroups.create(plan.cgroup)
 
