@@ -1,0 +1,136 @@
+"""The rewritten pod, and the JSON patch (RFC 6902) that leads there.
+
+The pod is never changed in place: what is not rewritten stays the same object, which also lets
+`diff` skip it without looking.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from hami_dra.contract.names import ANNOTATION_ORIGINAL_REQUEST, POD_CLAIM_NAME
+from hami_dra.policy.dialects.hami import KEYS
+from hami_dra.policy.request import PodRequest
+
+HAMI_SCHEDULER: Final = "hami-scheduler"
+STOCK_SCHEDULER: Final = "default-scheduler"
+
+Pod = Mapping[str, Any]
+Operation = dict[str, Any]
+_CONTAINER_LISTS: Final = ("initContainers", "containers")
+_MISSING: Final = object()
+
+
+def rewrite_pod(pod: Pod, request: PodRequest, template_name: str | None) -> dict[str, Any]:
+    """Return the pod without GPU keys and, if it has shares, with the claim that replaces them."""
+    spec: dict[str, Any] = dict(pod["spec"])
+    for kind in _CONTAINER_LISTS:
+        if spec.get(kind):
+            spec[kind] = [_rewrite_container(container, request) for container in spec[kind]]
+    if spec.get("schedulerName") == HAMI_SCHEDULER:
+        spec["schedulerName"] = STOCK_SCHEDULER
+    metadata = dict(pod.get("metadata") or {})
+    if template_name is not None:
+        entry = {"name": POD_CLAIM_NAME, "resourceClaimTemplateName": template_name}
+        spec["resourceClaims"] = [*(spec.get("resourceClaims") or []), entry]
+        original = msgspec.json.encode(request.original, order="sorted").decode()
+        metadata["annotations"] = {
+            **(metadata.get("annotations") or {}),
+            ANNOTATION_ORIGINAL_REQUEST: original,
+        }
+    return {**pod, "metadata": metadata, "spec": spec}
+
+
+def _rewrite_container(container: dict[str, Any], request: PodRequest) -> dict[str, Any]:
+    name = container.get("name")
+    if name not in request.original:
+        return container
+    resources = dict(container["resources"])
+    for key in ("limits", "requests"):
+        if not resources.get(key):
+            continue
+        kept = {name: value for name, value in resources[key].items() if name not in KEYS}
+        if kept:
+            resources[key] = kept
+        else:
+            del resources[key]
+    if name in request.uses:
+        claim = {"name": POD_CLAIM_NAME, "request": request.uses[name]}
+        resources["claims"] = [*(resources.get("claims") or []), claim]
+    return {**container, "resources": resources}
+
+
+def restore_pod(pod: Pod, original: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Pod:
+    """Undo `rewrite_pod`: put the original keys back, except where a new value was written.
+
+    For a pod to which another webhook added GPU keys after we rewrote it.
+    """
+    spec: dict[str, Any] = dict(pod["spec"])
+    spec["resourceClaims"] = [
+        entry for entry in spec.get("resourceClaims") or [] if entry.get("name") != POD_CLAIM_NAME
+    ]
+    for kind in _CONTAINER_LISTS:
+        if spec.get(kind):
+            spec[kind] = [_restore_container(container, original) for container in spec[kind]]
+    return {**pod, "spec": spec}
+
+
+def _restore_container(
+    container: dict[str, Any], original: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> dict[str, Any]:
+    resources = dict(container.get("resources") or {})
+    claims = resources.get("claims") or []
+    own = [claim for claim in claims if claim.get("name") == POD_CLAIM_NAME]
+    written = original.get(str(container.get("name")), {})
+    if not own and not written:
+        return container
+    for key, values in written.items():
+        resources[key] = {**values, **(resources.get(key) or {})}
+    resources["claims"] = [claim for claim in claims if claim not in own]
+    return {**container, "resources": resources}
+
+
+def diff(before: Any, after: Any, path: str = "") -> list[Operation]:
+    """Return the operations that turn one JSON value into another.
+
+    Only add, replace and remove. A list that only grew at its end gets additions; one of the same
+    length is compared element by element; any other is replaced as a whole.
+    """
+    if before is after:
+        return []
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        return _diff_mappings(before, after, path)
+    if isinstance(before, list) and isinstance(after, list) and len(after) >= len(before):
+        operations: list[Operation] = []
+        for index, (old, new) in enumerate(zip(before, after, strict=False)):
+            operations += diff(old, new, f"{path}/{index}")
+        operations += [
+            {"op": "add", "path": f"{path}/-", "value": value} for value in after[len(before) :]
+        ]
+        return operations
+    # 1, 1.0 and True are equal in Python, but not in JSON.
+    if type(before) is type(after) and before == after and not isinstance(before, list):
+        return []
+    return [{"op": "replace", "path": path, "value": after}]
+
+
+def _diff_mappings(
+    before: Mapping[str, Any], after: Mapping[str, Any], path: str
+) -> list[Operation]:
+    operations: list[Operation] = [
+        {"op": "remove", "path": f"{path}/{_escape(key)}"} for key in before if key not in after
+    ]
+    for key, value in after.items():
+        old = before.get(key, _MISSING)
+        here = f"{path}/{_escape(key)}"
+        if old is _MISSING:
+            operations.append({"op": "add", "path": here, "value": value})
+        else:
+            operations += diff(old, value, here)
+    return operations
+
+
+def _escape(key: str) -> str:
+    """Write a key as a JSON pointer's token (RFC 6901)."""
+    return key.replace("~", "~0").replace("/", "~1")

@@ -1,0 +1,144 @@
+"""One pod: what it asks for, the template it needs, the patch it gets, and what to tell its author.
+
+A scheduler name of our own dialect's, ``hami-scheduler``, becomes the stock scheduler. Any other
+name is kept: the keys would be unschedulable there too, and a scheduler that knows Dynamic
+Resource Allocation needs nothing else.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from hami_dra.contract.errors import UserError
+from hami_dra.contract.names import (
+    ANNOTATION_ORIGINAL_REQUEST,
+    POD_CLAIM_NAME,
+    TEMPLATE_NAME_PREFIX,
+)
+from hami_dra.policy import podpatch
+from hami_dra.policy.dialects import hami
+from hami_dra.policy.podview import PodView, list_places, view_pod
+from hami_dra.policy.request import PodRequest
+from hami_dra.policy.templates import build_template
+
+_OWN_TEMPLATE: Final = re.compile(rf"{re.escape(TEMPLATE_NAME_PREFIX)}-[0-9a-f]{{16}}")
+_DNS_LABEL: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
+
+Original = dict[str, dict[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class PodPlan:
+    """What admission does with a pod.
+
+    Attributes:
+        request: What was read.
+        template: Template that must exist in the pod's namespace; ``None`` if it has no share.
+        pod: The rewritten pod.
+        patch: JSON patch from the pod as it came.
+        warnings: For the author of the pod.
+    """
+
+    request: PodRequest
+    template: dict[str, Any] | None
+    pod: dict[str, Any]
+    patch: list[podpatch.Operation]
+    warnings: tuple[str, ...]
+
+
+def plan_pod(pod: Mapping[str, Any]) -> PodPlan | None:
+    """Decide about a pod; ``None`` if it has no GPU keys, and so also if it is planned already.
+
+    Raises:
+        UserError: The pod cannot get what it asks for, with the field and what to do.
+    """
+    view = view_pod(pod)
+    request = hami.read_pod(view)
+    if request is None:
+        return None
+    source = pod
+    original = _find_own_rewrite(view)
+    if original is not None:
+        source = podpatch.restore_pod(pod, original)
+        request = hami.read_pod(view_pod(source)) or request
+    warnings = list(request.warnings)
+    template = None
+    if request.shares:
+        _check_pod(view, request)
+        template = build_template(request.shares)
+    if view.spec.scheduler_name == podpatch.HAMI_SCHEDULER:
+        warnings.append(
+            f"spec.schedulerName: {podpatch.HAMI_SCHEDULER!r} is not needed; the pod goes to "
+            f"{podpatch.STOCK_SCHEDULER!r}"
+        )
+    name = template["metadata"]["name"] if template else None
+    rewritten = podpatch.rewrite_pod(source, request, name)
+    return PodPlan(
+        request=request,
+        template=template,
+        pod=rewritten,
+        patch=podpatch.diff(pod, rewritten),
+        warnings=tuple(warnings),
+    )
+
+
+def _find_own_rewrite(view: PodView) -> Original | None:
+    """Return the keys that we took from this pod earlier.
+
+    Raises:
+        UserError: The claim name is taken by somebody else's claim.
+    """
+    for index, entry in enumerate(view.spec.resource_claims or ()):
+        if entry.get("name") != POD_CLAIM_NAME:
+            continue
+        template = entry.get("resourceClaimTemplateName")
+        original = _read_annotation(view)
+        if isinstance(template, str) and _OWN_TEMPLATE.fullmatch(template) and original:
+            return original
+        raise UserError(
+            f"{POD_CLAIM_NAME!r} is the name of the claim that replaces nvidia.com/gpu keys; "
+            "give your own claim another name, or remove the keys",
+            field=f"spec.resourceClaims[{index}].name",
+        )
+    return None
+
+
+def _read_annotation(view: PodView) -> Original | None:
+    text = (view.metadata.annotations or {}).get(ANNOTATION_ORIGINAL_REQUEST, "")
+    try:
+        return msgspec.json.decode(text, type=Original)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+def _check_pod(view: PodView, request: PodRequest) -> None:
+    """Refuse pods whose share could not be given or enforced.
+
+    Raises:
+        UserError: With the reason.
+    """
+    if view.spec.node_name:
+        raise UserError(
+            "is set, so the pod passes by the scheduler and nothing would allocate its GPU; use "
+            'nodeSelector "kubernetes.io/hostname" instead',
+            field="spec.nodeName",
+        )
+    names: set[str] = set()
+    for place in list_places(view):
+        security = place.container.security_context
+        if security is not None and security.privileged:
+            raise UserError(
+                "a privileged container sees every device of its node, so no limit of this pod's "
+                "GPUs would hold; remove it or the nvidia.com/gpu keys",
+                field=f"{place.path}.securityContext.privileged",
+            )
+        name = place.container.name
+        if name in names or (name in request.uses and not _DNS_LABEL.fullmatch(name)):
+            raise UserError(
+                f"{name!r} must be a lower-case DNS label, unique in the pod",
+                field=f"{place.path}.name",
+            )
+        names.add(name)

@@ -1,0 +1,96 @@
+"""What a pod asks for, in one form for every dialect."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+MOST_CARDS: Final = 32
+"""Results in one claim's allocation (resource.k8s.io/v1 validation)."""
+WHOLE_CORES_PERCENT: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one container wants of each of its cards.
+
+    Attributes:
+        container: Name of the container that it was written for.
+        cards: Number of different cards.
+        memory_mib: MiB enforced on each card; ``None`` for all that the card has.
+        memory_percent: The same as a percentage of the card, where a dialect says it so.
+        cores_percent: Reserved share of the multiprocessors; 0 neither reserves nor throttles.
+        exclusive: Nobody else may use the card: its whole memory is consumed, whatever
+            ``memory_mib`` enforces.
+    """
+
+    container: str
+    cards: int
+    memory_mib: int | None = None
+    memory_percent: int | None = None
+    cores_percent: int = 0
+    exclusive: bool = False
+
+    def covers(self, other: "Share") -> bool:
+        """Whether a container that wants ``other`` loses nothing by using this share instead.
+
+        The number of cards must be equal: a program counts what it sees. A share without
+        a core limit is not covered by one that throttles.
+        """
+        enough_memory = self.memory_mib is None or (
+            other.memory_mib is not None and other.memory_mib <= self.memory_mib
+        )
+        enough_cores = other.cores_percent <= self.cores_percent and (
+            other.cores_percent > 0 or self.cores_percent in {0, WHOLE_CORES_PERCENT}
+        )
+        return (
+            self.cards == other.cards
+            and self.memory_percent == other.memory_percent
+            and enough_memory
+            and enough_cores
+            and (self.exclusive or not other.exclusive)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PodRequest:
+    """Everything that a dialect read from one pod.
+
+    Attributes:
+        shares: In the order of the containers, app containers first; one claim request each.
+        uses: Container name to the container whose share it uses; only containers with a share.
+        original: Container name to the keys that were read, as ``{"limits": .., "requests": ..}``.
+        warnings: What was read differently from how it was written.
+    """
+
+    shares: tuple[Share, ...]
+    uses: dict[str, str]
+    original: dict[str, dict[str, dict[str, Any]]]
+    warnings: tuple[str, ...] = ()
+
+
+def place_shares(
+    beside: list[Share], before: list[Share]
+) -> tuple[tuple[Share, ...], dict[str, str]]:
+    """Let init containers use the share of a container that starts after them.
+
+    An init container has ended when the others start, so a share that covers it costs the card
+    nothing; the limit that it then feels is that of the share. Without one it gets its own. The
+    smallest share that covers it is taken. Sidecars belong to ``beside``.
+
+    Returns:
+        All shares that a claim must hold, and who uses which.
+    """
+    shares = list(beside)
+    uses = {share.container: share.container for share in beside}
+    for share in before:
+        covering = [other for other in beside if other.covers(share)]
+        if covering:
+            uses[share.container] = min(covering, key=_size).container
+        else:
+            shares.append(share)
+            uses[share.container] = share.container
+    return tuple(shares), uses
+
+
+def _size(share: Share) -> tuple[bool, float, int]:
+    memory = float("inf") if share.memory_mib is None else share.memory_mib
+    return share.exclusive, memory, share.cores_percent

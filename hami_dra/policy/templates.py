@@ -1,0 +1,105 @@
+"""Shares to one ResourceClaimTemplate, named after what it says.
+
+Equal wishes get equal names, so the replicas of a workload use one template, and writing it again
+changes nothing. All that the API server would default is written out: what is stored is then what
+was hashed, and a template that somebody else put under the name can be told apart.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from hami_dra.contract.claimconfig import ShareConfig, encode_share_config
+from hami_dra.contract.errors import UserError
+from hami_dra.contract.names import (
+    ATTR_UUID,
+    CAPACITY_CORES,
+    CAPACITY_MEMORY,
+    CAPACITY_SLOTS,
+    CONFIG_API_VERSION,
+    CONFIG_KIND,
+    DEVICE_CLASS,
+    DRIVER_NAME,
+    LABEL_MANAGED_BY,
+    MANAGED_BY,
+    TEMPLATE_NAME_PREFIX,
+)
+from hami_dra.contract.quantity import format_mib
+from hami_dra.policy.request import MOST_CARDS, Share
+from hami_dra.policy.selectors import memory_at_least
+
+_HASH_DIGITS: Final = 16
+_MOST_REQUESTS: Final = 32
+"""resource.k8s.io/v1 validation, like `MOST_CARDS`."""
+
+
+def build_template(shares: Sequence[Share]) -> dict[str, Any]:
+    """Return the template for a pod's shares, without a namespace.
+
+    A request is named after its container. An exclusive share, and one without a memory limit,
+    leaves ``memory`` out: its default is the card's whole memory, whose size is unknown here
+    (docs/decisions/0003-exclusive-memory.md). Cores and slots are always written.
+
+    Raises:
+        UserError: More cards or containers than one claim can hold.
+    """
+    cards = sum(share.cards for share in shares)
+    if cards > MOST_CARDS or len(shares) > _MOST_REQUESTS:
+        raise UserError(
+            f"the containers ask for {cards} cards together; the claim of a pod holds at most "
+            f"{MOST_CARDS}",
+            field="spec.containers",
+        )
+    devices: dict[str, Any] = {"requests": [_request(share) for share in shares]}
+    constraints = [
+        {"distinctAttribute": f"{DRIVER_NAME}/{ATTR_UUID}", "requests": [share.container]}
+        for share in shares
+        if share.cards > 1
+    ]
+    config = [_config(share) for share in shares if share.exclusive and share.memory_mib]
+    if constraints:
+        devices["constraints"] = constraints
+    if config:
+        devices["config"] = config
+    labels = {LABEL_MANAGED_BY: MANAGED_BY}
+    spec = {"metadata": {"labels": labels}, "spec": {"devices": devices}}
+    return {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceClaimTemplate",
+        "metadata": {"name": name_template(spec), "labels": dict(labels)},
+        "spec": spec,
+    }
+
+
+def name_template(spec: dict[str, Any]) -> str:
+    """Return the content-addressed name of a template's spec: a DNS label, 64 bits of SHA-256."""
+    canonical = msgspec.json.encode(spec, order="sorted")
+    return f"{TEMPLATE_NAME_PREFIX}-{hashlib.sha256(canonical).hexdigest()[:_HASH_DIGITS]}"
+
+
+def _request(share: Share) -> dict[str, Any]:
+    capacity = {CAPACITY_CORES: str(share.cores_percent), CAPACITY_SLOTS: "1"}
+    exactly: dict[str, Any] = {
+        "deviceClassName": DEVICE_CLASS,
+        "allocationMode": "ExactCount",
+        "count": share.cards,
+        "capacity": {"requests": capacity},
+    }
+    if share.memory_mib is not None:
+        if share.exclusive:
+            exactly["selectors"] = [{"cel": {"expression": memory_at_least(share.memory_mib)}}]
+        else:
+            capacity[CAPACITY_MEMORY] = format_mib(share.memory_mib)
+    return {"name": share.container, "exactly": exactly}
+
+
+def _config(share: Share) -> dict[str, Any]:
+    config = ShareConfig(
+        api_version=CONFIG_API_VERSION, kind=CONFIG_KIND, memory_limit_mib=share.memory_mib
+    )
+    return {
+        "requests": [share.container],
+        "opaque": {"driver": DRIVER_NAME, "parameters": encode_share_config(config)},
+    }
