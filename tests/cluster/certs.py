@@ -11,11 +11,13 @@ import secrets
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.cluster.errors import ClusterError
 from tests.cluster.wire import NODE_ADDRESS
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SERVER = "https://127.0.0.1:6443"
 SERVICE_ADDRESS = "10.96.0.1"
@@ -47,7 +49,10 @@ def write_all(folder: Path, node_name: str) -> None:
         Certificate("apiserver-kubelet", "/O=system:masters/CN=kube-apiserver", "clientAuth"),
         Certificate("kubelet", f"/O=system:nodes/CN=system:node:{node_name}", "clientAuth"),
         Certificate(
-            "kubelet-serving", f"/CN={node_name}", "serverAuth", f"IP:{NODE_ADDRESS},DNS:{node_name}"
+            "kubelet-serving",
+            f"/CN={node_name}",
+            "serverAuth",
+            f"IP:{NODE_ADDRESS},DNS:{node_name}",
         ),
     )
     with ThreadPoolExecutor() as pool:

@@ -7,11 +7,14 @@ host's cgroups.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.cluster.errors import ClusterError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 V2_CONTROLLERS = ("cpuset", "cpu", "memory", "pids", "hugetlb", "io")
@@ -52,7 +55,7 @@ def unusable(found: Iterable[Hierarchy]) -> str | None:
     """Return why these hierarchies cannot carry pods, or None if they can."""
     listed = list(found)
     v1 = frozenset().union(*(h.controllers for h in listed if not h.unified))
-    if NEEDED <= v1:
+    if v1 >= NEEDED:
         return None
     available: set[str] = set(v1)
     for hierarchy in listed:
@@ -100,14 +103,14 @@ def remove(name: str, timeout_seconds: float = 5.0) -> list[Path]:
 def _remove(group: Path) -> bool:
     try:
         children = [child for child in group.iterdir() if child.is_dir()]
-        empty = all([_remove(child) for child in children])
-        if empty:
+        left = [child for child in children if not _remove(child)]
+        if not left:
             group.rmdir()
     except FileNotFoundError:
         return True
     except OSError:
         return False
-    return empty
+    return not left
 
 
 def _delegate(group: Path) -> None:

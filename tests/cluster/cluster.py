@@ -12,36 +12,35 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import subprocess
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from tests.cluster import certs, control, images, launch, plan, preflight, toolchain
+from tests.cluster import (
+    cleanup,
+    commands,
+    control,
+    identities,
+    images,
+    launch,
+    plan,
+    preflight,
+    states,
+    toolchain,
+)
 from tests.cluster.api import Api, Object
-from tests.cluster.errors import ClusterError, CommandError, WaitError
-from tests.cluster.images import Image
-from tests.cluster.plan import Flags
+from tests.cluster.config import Config
+from tests.cluster.errors import ClusterError, WaitError
 from tests.cluster.toolchain import Tools
 
-BUILD = launch.ROOT / "build" / "libvgpu"
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+
+
+__all__ = ["Cluster", "Config"]
+
 POD_SECONDS = 60.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
-    """What a cluster is to be like."""
-
-    kubernetes: str = "kubernetes"  # the folder under tools/ that decides the version
-    flags: Flags = field(default_factory=Flags)
-    base: Path = Path("/tmp")  # noqa: S108 - a short path: unix sockets live below it
-    build: Path = BUILD  # where the C programs of the images are
-    images: tuple[Image, ...] | None = None  # None: pause and cuda-test
-    keep: bool = False  # keep the directory (logs, configuration) afterwards
-    detached: bool = False  # live on when this process ends
-    start_seconds: float = 90.0
 
 
 class Cluster:
@@ -51,6 +50,7 @@ class Cluster:
         self.directory = directory
         self.tools = tools
         self._running = running
+        self.launched_at = running.started_at if running is not None else 0.0
         self._pid = control.supervisor_pid(directory)
         self.api = Api(directory)
 
@@ -92,7 +92,7 @@ class Cluster:
                 if running is not None:
                     launch.end(running)
                 else:
-                    launch.cleanup.remove_all(directory)
+                    cleanup.remove_all(directory)
             raise
         return cluster
 
@@ -138,7 +138,7 @@ class Cluster:
         """
         done = self._kubectl(arguments, input, timeout_seconds)
         if check and done.returncode != 0:
-            raise _failed(("kubectl", *arguments), done)
+            raise commands.failed(("kubectl", *arguments), done)
         return done.stdout
 
     def kubectl_json(self, *arguments: str) -> Any:
@@ -163,8 +163,8 @@ class Cluster:
             env: more environment variables than this process has.
             timeout_seconds: when it is killed.
         """
-        return self._enter(("--pid",), argv, None, {**self._environment(), **(env or {})},
-                           timeout_seconds)
+        command = self.enter_command(argv, pid=True)
+        return commands.run(command, None, {**self.environment(), **(env or {})}, timeout_seconds)
 
     # --- processes
 
@@ -191,7 +191,7 @@ class Cluster:
         component = {
             "name": name,
             "argv": argv,
-            "env": {**self._environment(), **(env or {})},
+            "env": {**self.environment(), **(env or {})},
             "cwd": cwd,
             "ready": ready,
             "timeout_seconds": timeout_seconds,
@@ -271,9 +271,7 @@ class Cluster:
         timeout_seconds: float = 30.0,
     ) -> list[Object]:
         """Return all objects of a kind as soon as ``predicate`` holds for the list of them."""
-        return self.api.wait(
-            kind, predicate, namespace=namespace, timeout_seconds=timeout_seconds
-        )
+        return self.api.wait(kind, predicate, namespace=namespace, timeout_seconds=timeout_seconds)
 
     def wait_gone(
         self, kind: str, name: str, namespace: str | None = "default", timeout_seconds: float = 60.0
@@ -287,19 +285,25 @@ class Cluster:
         """Return a pod once all its containers run; fail at once when it cannot any more."""
 
         def settled(pod: Object | None) -> bool:
-            return _is_running(pod) or _phase(pod) in {"Failed", "Succeeded"}
+            return states.is_running(pod) or states.phase(pod) in {"Failed", "Succeeded"}
 
         pod = self._wait_pod(name, namespace, settled, timeout_seconds)
-        if not _is_running(pod):
+        if not states.is_running(pod):
             status = json.dumps(pod.get("status", {}), indent=1)
             raise WaitError(f"pod {namespace}/{name} has ended instead of running: {status}")
         return pod
 
     def wait_pod_phase(
-        self, name: str, phase: str, namespace: str = "default", timeout_seconds: float = POD_SECONDS
+        self,
+        name: str,
+        phase: str,
+        namespace: str = "default",
+        timeout_seconds: float = POD_SECONDS,
     ) -> Object:
         """Return a pod once it is in a phase."""
-        return self._wait_pod(name, namespace, lambda pod: _phase(pod) == phase, timeout_seconds)
+        return self._wait_pod(
+            name, namespace, lambda pod: states.phase(pod) == phase, timeout_seconds
+        )
 
     # --- pods
 
@@ -327,7 +331,7 @@ class Cluster:
         arguments = ("exec", "-n", namespace, pod, *chosen, "--", *argv)
         done = self._kubectl(arguments, None, timeout_seconds)
         if check and done.returncode != 0:
-            raise _failed(("kubectl", *arguments), done)
+            raise commands.failed(("kubectl", *arguments), done)
         return done
 
     # --- identities
@@ -343,20 +347,7 @@ class Cluster:
         The token, valid for two hours, is in a file beside it, as it is in a pod. The
         ServiceAccount has to exist.
         """
-        path = self.api.resource("serviceaccounts").path(namespace, name)
-        body = {
-            "apiVersion": "authentication.k8s.io/v1",
-            "kind": "TokenRequest",
-            "spec": {"expirationSeconds": 7200},
-        }
-        answer = json.loads(self.api.request("POST", f"{path}/token", body))
-        folder = self.directory / "certs"
-        token = folder / f"sa.{namespace}.{name}.token"
-        token.write_text(answer["status"]["token"])
-        token.chmod(0o600)
-        config = folder / f"sa.{namespace}.{name}.kubeconfig"
-        certs.write_kubeconfig(config, folder, {"tokenFile": str(token)}, namespace)
-        return config
+        return identities.service_account_kubeconfig(self.api, self.directory, namespace, name)
 
     # --- places
 
@@ -371,7 +362,7 @@ class Cluster:
         return self.directory / "cdi"
 
     def _become_usable(self, node: str) -> None:
-        self.wait_for("nodes", node, _is_ready, None, 60.0)
+        self.wait_for("nodes", node, states.is_ready, None, 60.0)
         self.wait_for("serviceaccounts", "default", lambda item: item is not None)
 
     def _wait_pod(
@@ -388,59 +379,25 @@ class Cluster:
             raise WaitError(f"{error}\nevents in {namespace}:\n{events}") from None
         return pod if pod is not None else {}
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """Return this process's environment with the cluster's tools on PATH."""
         return plan.base_environment(self.tools)
 
-    def _kubectl(
-        self, arguments: tuple[str, ...], text: str | None, timeout_seconds: float
-    ) -> subprocess.CompletedProcess[str]:
+    def kubectl_command(self, arguments: Sequence[str]) -> list[str]:
+        """Return the command line that runs kubectl as admin in the cluster's namespaces."""
         program = str(self.tools.kubernetes / "kubectl")
         cache = f"--cache-dir={self.directory}/kubectl-cache"
-        argv = [program, f"--kubeconfig={self.admin_kubeconfig}", cache, *arguments]
-        return self._enter((), argv, text, self._environment(), timeout_seconds)
+        config = f"--kubeconfig={self.admin_kubeconfig}"
+        return self.enter_command([program, config, cache, *arguments])
 
-    def _enter(
-        self,
-        more: tuple[str, ...],
-        argv: list[str],
-        text: str | None,
-        env: Mapping[str, str],
-        timeout_seconds: float,
+    def enter_command(self, argv: Sequence[str], *, pid: bool = False) -> list[str]:
+        """Return the command line that runs ``argv`` in the cluster's namespaces."""
+        more = ["--pid"] if pid else []
+        return ["nsenter", f"--target={self._pid}", "--mount", "--net", *more, "--", *argv]
+
+    def _kubectl(
+        self, arguments: Sequence[str], text: str | None, timeout_seconds: float
     ) -> subprocess.CompletedProcess[str]:
-        command = ["nsenter", f"--target={self._pid}", "--mount", "--net", *more, "--", *argv]
-        stdin: dict[str, Any] = {"stdin": subprocess.DEVNULL} if text is None else {"input": text}
-        try:
-            return subprocess.run(
-                command,
-                env=env,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=timeout_seconds,
-                **stdin,
-            )
-        except subprocess.TimeoutExpired:
-            raise CommandError(f"{argv[0]} took longer than {timeout_seconds:.0f} s") from None
-
-
-def _failed(argv: tuple[str, ...], done: subprocess.CompletedProcess[str]) -> CommandError:
-    output = (done.stderr + done.stdout).strip()
-    return CommandError(f"{' '.join(argv)} failed (exit status {done.returncode}): {output}")
-
-
-def _phase(pod: Object | None) -> str:
-    return "" if pod is None else str(pod.get("status", {}).get("phase", ""))
-
-
-def _is_running(pod: Object | None) -> bool:
-    if pod is None or _phase(pod) != "Running":
-        return False
-    statuses = pod["status"].get("containerStatuses", [])
-    return bool(statuses) and all("running" in status.get("state", {}) for status in statuses)
-
-
-def _is_ready(node: Object | None) -> bool:
-    if node is None or node["spec"].get("taints"):
-        return False
-    conditions = node.get("status", {}).get("conditions", [])
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+        return commands.run(
+            self.kubectl_command(arguments), text, self.environment(), timeout_seconds
+        )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.cluster.errors import ClusterError
 from tests.cluster.wire import CONTROL_SOCKET
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 GRACE_SECONDS = 10.0
 
@@ -27,7 +29,9 @@ def request(directory: Path, op: str, timeout_seconds: float = 30.0, **arguments
             with channel.makefile("rb") as stream:
                 answer = stream.readline()
         except OSError as error:
-            raise ClusterError(f"the cluster in {directory} does not answer {op}: {error}") from None
+            raise ClusterError(
+                f"the cluster in {directory} does not answer {op}: {error}"
+            ) from None
     if not answer:
         raise ClusterError(f"the cluster in {directory} ended during {op}")
     decoded = json.loads(answer)

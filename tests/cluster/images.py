@@ -10,14 +10,16 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.cluster import rootfs
 from tests.cluster.errors import ClusterError
 from tests.cluster.rootfs import Member
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 PAUSE = "docker.io/local/pause:1"
 CUDA_TEST = "docker.io/local/cuda-test:1"

@@ -14,16 +14,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from tests.cluster import certs, cleanup, control, images, plan
+from tests.cluster.config import ROOT
 from tests.cluster.errors import ClusterError
-from tests.cluster.images import Image
-from tests.cluster.plan import Flags
 from tests.cluster.toolchain import Tools
 from tests.cluster.wire import CONTROL_SOCKET, KEEP_FILE, LOCK_FILE, PLAN_FILE
 
-ROOT = Path(__file__).resolve().parents[2]
+if TYPE_CHECKING:
+    from tests.cluster.images import Image
+    from tests.cluster.plan import Flags
+
 STATE_FILE = "cluster.json"
 SUPERVISOR_LOG = "supervisor.log"
 LONGEST_DIRECTORY = 60  # unix socket paths end at 107 characters
@@ -38,6 +40,7 @@ class Running:
     directory: Path
     process: subprocess.Popen[bytes]
     lifeline: IO[bytes] | None
+    started_at: float  # time.monotonic()
 
 
 def make_directory(base: Path) -> tuple[Path, IO[str]]:
@@ -67,7 +70,9 @@ def start(
     if keep:
         (directory / KEEP_FILE).touch()
     plan.write_configuration(directory, tools, flags)
-    archives = [directory / f"{image.reference.split('/')[-1].split(':')[0]}.tar" for image in wanted]
+    archives = [
+        directory / f"{image.reference.split('/')[-1].split(':')[0]}.tar" for image in wanted
+    ]
     with ThreadPoolExecutor() as pool:
         signing = pool.submit(certs.write_all, directory / "certs", flags.node_name)
         list(pool.map(images.write_layout, wanted, archives))
@@ -89,7 +94,7 @@ def start(
         )
     state = {"pid": process.pid, "tools": {k: str(getattr(tools, k)) for k in Tools.__slots__}}
     (directory / STATE_FILE).write_text(json.dumps(state))
-    return Running(directory, process, process.stdin)
+    return Running(directory, process, process.stdin, time.monotonic())
 
 
 def wait_until_up(running: Running, timeout_seconds: float) -> None:

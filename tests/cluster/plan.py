@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.cluster.certs import SERVER
 from tests.cluster.images import PAUSE
-from tests.cluster.toolchain import Tools
 from tests.cluster.wire import API_SOCKET, NODE_ADDRESS, Component, Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from tests.cluster.toolchain import Tools
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 POD_SUBNET = "10.88.0.0/16"
@@ -55,8 +58,10 @@ def make_plan(
     imports = tuple(
         Component(
             name=f"image-{archive.stem}",
-            argv=(str(tools.containerd / "ctr"), "-a", socket, "-n", "k8s.io", "images", "import")
-            + (str(archive),),
+            argv=(
+                str(tools.containerd / "ctr"),
+                *("-a", socket, "-n", "k8s.io", "images", "import", str(archive)),
+            ),
             env=env,
             after=("containerd",),
             ready="exited",

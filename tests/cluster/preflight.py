@@ -7,12 +7,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.cluster import cgroups, golang, seccomp, toolchain
 from tests.cluster.errors import PreflightError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 PROGRAMS = ("ip", "unshare", "nsenter", "mount", "openssl", "ldd")
 PACKAGES = {"ip": "iproute2", "unshare": "util-linux", "nsenter": "util-linux", "ldd": "libc-bin"}
@@ -25,8 +28,8 @@ NETWORK = (
     " && ip link set hdcp1 master hdcp2"
 )
 OVERLAY = (
-    "mount -t tmpfs probe {folder} && mkdir {folder}/l {folder}/u {folder}/w {folder}/m"
-    " && mount -t overlay -o lowerdir={folder}/l,upperdir={folder}/u,workdir={folder}/w"
+    "mount -n -t tmpfs probe {folder} && mkdir {folder}/l {folder}/u {folder}/w {folder}/m"
+    " && mount -n -t overlay -o lowerdir={folder}/l,upperdir={folder}/u,workdir={folder}/w"
     " probe {folder}/m"
 )
 
@@ -43,6 +46,39 @@ class Problem:
         return f"{self.what}: {self.remedy}"
 
 
+def _inside(script: str) -> str:
+    return f"{' '.join(NAMESPACES)} sh -c '{script}'"
+
+
+def _succeeds(script: str) -> bool:
+    done = subprocess.run(["sh", "-c", script], capture_output=True, check=False, timeout=20)
+    return done.returncode == 0
+
+
+def _free_mib(path: Path) -> int:
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    return shutil.disk_usage(existing).free >> 20
+
+
+def _openssl_major() -> int:
+    done = subprocess.run(["openssl", "version"], capture_output=True, text=True, check=False)
+    number = done.stdout.split(" ")[1:2]
+    return int(number[0].split(".")[0]) if number and number[0][:1].isdigit() else 0
+
+
+def _go_obtainable() -> bool:
+    if golang.go_on_path() is not None or golang.installed_go(toolchain.cache_root()) is not None:
+        return True
+    done = subprocess.run(
+        [sys.executable, "-c", "import ensurepip, venv"], capture_output=True, check=False
+    )
+    return done.returncode == 0
+
+
+def _cgroup_problem() -> str | None:
+    return cgroups.unusable(cgroups.hierarchies())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """How the checks look at the machine; a test gives its own."""
@@ -50,12 +86,12 @@ class Machine:
     uid: Callable[[], int] = os.geteuid
     python: tuple[int, int] = sys.version_info[:2]
     which: Callable[[str], str | None] = shutil.which
-    succeeds: Callable[[str], bool] = lambda script: _succeeds(script)
-    free_mib: Callable[[Path], int] = lambda path: _free_mib(path)
-    cgroup_problem: Callable[[], str | None] = lambda: cgroups.unusable(cgroups.hierarchies())
-    openssl_major: Callable[[], int] = lambda: _openssl_major()
+    succeeds: Callable[[str], bool] = _succeeds
+    free_mib: Callable[[Path], int] = _free_mib
+    cgroup_problem: Callable[[], str | None] = _cgroup_problem
+    openssl_major: Callable[[], int] = _openssl_major
     compiler: Callable[[], str | None] = seccomp.compiler
-    go: Callable[[], bool] = lambda: _go_obtainable()
+    go: Callable[[], bool] = _go_obtainable
     libseccomp: Callable[[], bool] = seccomp.obtainable
 
 
@@ -132,32 +168,3 @@ def _building(m: Machine, unbuilt: list[str]) -> list[Problem]:
     if "runc" in unbuilt and m.compiler() is not None and not m.libseccomp():
         problems.append(Problem("no libseccomp", seccomp.ADVICE))
     return problems
-
-
-def _inside(script: str) -> str:
-    return f"{' '.join(NAMESPACES)} sh -c '{script}'"
-
-
-def _succeeds(script: str) -> bool:
-    done = subprocess.run(["sh", "-c", script], capture_output=True, check=False, timeout=20)
-    return done.returncode == 0
-
-
-def _free_mib(path: Path) -> int:
-    existing = next(p for p in (path, *path.parents) if p.exists())
-    return shutil.disk_usage(existing).free >> 20
-
-
-def _openssl_major() -> int:
-    done = subprocess.run(["openssl", "version"], capture_output=True, text=True, check=False)
-    number = done.stdout.split(" ")[1:2]
-    return int(number[0].split(".")[0]) if number and number[0][:1].isdigit() else 0
-
-
-def _go_obtainable() -> bool:
-    if golang.go_on_path() is not None or golang.installed_go(toolchain.cache_root()) is not None:
-        return True
-    done = subprocess.run(
-        [sys.executable, "-c", "import ensurepip, venv"], capture_output=True, check=False
-    )
-    return done.returncode == 0

@@ -12,12 +12,15 @@ import signal
 import subprocess
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.cluster import probes
 from tests.cluster.errors import ClusterError
-from tests.cluster.wire import Component
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cluster.wire import Component
 
 TAIL_BYTES = 3000
 

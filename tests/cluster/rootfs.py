@@ -5,16 +5,22 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from tests.cluster.errors import ClusterError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 NEEDED = ("sh", "cat", "ls", "sleep", "head", "env", "id")
 WELCOME = ("mount", "grep", "stat", "touch", "rm", "mkdir", "wc", "tr", "kill", "seq", "date")
 LIBRARIES = ("libdl.so.2", "libpthread.so.0", "librt.so.1", "libm.so.6")
-FOLDERS = ("dev", "etc", "proc", "root", "run", "sys", "usr/local/bin", "var")
+FOLDERS = (
+    *("dev", "etc", "proc", "root", "run", "sys", "var"),
+    *("usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "usr/local/bin", "usr/local/lib"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,30 +49,26 @@ def host_tools(added: Mapping[str, bytes]) -> tuple[Member, ...]:
         raise ClusterError(f"the host lacks {', '.join(lacking)} for the test image")
     tools = {f"/usr/bin/{name}": Path(path).resolve() for name, path in found.items() if path}
     libraries = _closure(tools.values())
-    folder = next(Path(p).parent for p in libraries if Path(p).name.startswith("libc.so"))
-    for name in LIBRARIES:
-        if (folder / name).exists():
-            libraries.add(str(folder / name))
-    files: dict[str, bytes] = {}
-    for place, source in tools.items():
-        files[_merged(place)] = source.read_bytes()
-    for library in libraries:
-        files[_merged(library)] = Path(library).resolve().read_bytes()
-    members = {path: Member(path=path, content=content) for path, content in files.items()}
-    for path, content in added.items():
-        members[path] = Member(path=path, content=content)
+    files = {_merged(place): source.read_bytes() for place, source in tools.items()}
+    files |= {_merged(library): Path(library).resolve().read_bytes() for library in libraries}
     folders = sorted({str(PurePosixPath(_merged(library)).parent) for library in libraries})
+    return lay_out({**files, **added}, folders)
+
+
+def lay_out(programs: Mapping[str, bytes], library_folders: Iterable[str]) -> tuple[Member, ...]:
+    """Return the members of a root that holds the given programs and libraries, and all folders."""
     texts = {
         "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n",
         "etc/group": "root:x:0:\nnogroup:x:65534:\n",
-        "etc/ld.so.conf": "".join(f"/{f}\n" for f in ("usr/local/lib", *folders)),
+        "etc/ld.so.conf": "".join(f"/{f}\n" for f in ("usr/local/lib", *library_folders)),
     }
+    members = {path: Member(path=path, content=content) for path, content in programs.items()}
     for path, text in texts.items():
         members[path] = Member(path=path, mode=0o644, content=text.encode())
     for top in ("bin", "sbin", "lib", "lib64"):
         members[top] = Member(path=top, mode=0o777, link=f"usr/{top}")
-    for folder_path in ("usr/bin", "usr/sbin", "usr/lib", "usr/lib64", *FOLDERS):
-        members[folder_path] = Member(path=folder_path)
+    for folder in FOLDERS:
+        members[folder] = Member(path=folder)
     members["tmp"] = Member(path="tmp", mode=0o1777)
     for path in list(members):
         for parent in PurePosixPath(path).parents:
@@ -88,4 +90,6 @@ def _closure(programs: Iterable[Path]) -> set[str]:
     libraries = parse_ldd(done.stdout)
     if not libraries:
         raise ClusterError("ldd finds no library of the host's shell; the test image needs libc")
-    return set(libraries)
+    folder = next(Path(path).parent for path in libraries if Path(path).name.startswith("libc.so"))
+    more = [str(folder / name) for name in LIBRARIES if (folder / name).exists()]
+    return {*libraries, *more}

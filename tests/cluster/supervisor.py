@@ -14,14 +14,16 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.cluster import cgroups, cleanup, probes
 from tests.cluster.errors import ClusterError
 from tests.cluster.processes import Entry, Processes
 from tests.cluster.wire import CONTROL_SOCKET, NODE_ADDRESS, Component, Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 LINKS = f"""\
 link set lo up
@@ -36,26 +38,26 @@ PRIVATE = ("/var/lib", "/var/log")  # programs write to fixed places below these
 def prepare_namespaces(plan: Plan) -> None:
     """Set up mounts, network and cgroup: after it nothing that is written reaches the host."""
     directory = Path(plan.directory)
-    _do("mount", "--make-rprivate", "/")
+    _do("mount", "-n", "--make-rprivate", "/")  # -n: nothing is noted in the host's /run
     scratch = directory / "private"
     scratch.mkdir(exist_ok=True)
-    _do("mount", "-t", "tmpfs", "-o", "size=256m,mode=0755", "private", str(scratch))
+    _do("mount", "-n", "-t", "tmpfs", "-o", "size=256m,mode=0755", "private", str(scratch))
     for number, place in enumerate(PRIVATE):
         upper, work = scratch / f"upper{number}", scratch / f"work{number}"
         upper.mkdir()
         work.mkdir()
         options = f"lowerdir={place},upperdir={upper},workdir={work}"
-        _do("mount", "-t", "overlay", "-o", options, "private", place)
-    _do("mount", "-t", "tmpfs", "-o", "size=64m,mode=0755", "private", "/run")
+        _do("mount", "-n", "-t", "overlay", "-o", options, "private", place)
+    _do("mount", "-n", "-t", "tmpfs", "-o", "size=64m,mode=0755", "private", "/run")
     Path("/run/netns").mkdir()
     hosts = directory / "hosts"
     hosts.write_text(f"127.0.0.1 localhost\n{NODE_ADDRESS} {plan.hosts_name}\n")
     if Path("/etc/hosts").exists():
-        _do("mount", "--bind", str(hosts), "/etc/hosts")
+        _do("mount", "-n", "--bind", str(hosts), "/etc/hosts")
     if cleanup.filesystem_of(directory, cgroups.MOUNTINFO.read_text()) == "overlay":
         images = directory / "containerd"  # overlayfs cannot have its upper layer on overlayfs
         images.mkdir(exist_ok=True)
-        _do("mount", "-t", "tmpfs", "-o", "mode=0755", "private", str(images))
+        _do("mount", "-n", "-t", "tmpfs", "-o", "mode=0755", "private", str(images))
     subprocess.run(["ip", "-batch", "-"], input=LINKS, text=True, check=True)
     cgroups.create(plan.cgroup)
 
@@ -123,6 +125,7 @@ class Supervisor:
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:
             request = json.loads(line)
+            name = request.get("op", "")
             operations: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
                 "up": self._op_up,
                 "start": self._op_start,
@@ -132,10 +135,9 @@ class Supervisor:
                 "status": self._op_status,
                 "shutdown": self._op_shutdown,
             }
-            operation = operations.get(request.get("op", ""))
-            if operation is None:
-                raise ClusterError(f"unknown operation {request.get('op')!r}")
-            return {"ok": True, "result": await operation(request)}
+            if name not in operations:
+                return {"ok": False, "error": f"unknown operation {name!r}"}
+            return {"ok": True, "result": await operations[name](request)}
         except (ClusterError, KeyError, ValueError, TypeError, AttributeError) as error:
             return {"ok": False, "error": f"{error}" if str(error) else type(error).__name__}
 
