@@ -24,7 +24,7 @@ from hami_dra.contract.quantity import MIB, parse_integer
 from hami_dra.policy.podview import Place, PodView, list_places
 from hami_dra.policy.request import MOST_CARDS, WHOLE_CORES_PERCENT, PodRequest, Share, place_shares
 
-KEYS: Final = (
+KEYS: Final[tuple[str, ...]] = (
     RESOURCE_GPU,
     RESOURCE_MEMORY,
     RESOURCE_MEMORY_PERCENTAGE,

@@ -1,0 +1,1 @@
+"""Admission: rewrites pods, checks claims. Decisions are policy's; this room carries them."""

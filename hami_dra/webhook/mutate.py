@@ -1,0 +1,54 @@
+"""Pods: the claim that stands in for their GPU keys."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from hami_dra.contract.errors import RetryError, UserError
+from hami_dra.kube import ApiError
+from hami_dra.policy.fit import NodeCards, demands_of_shares, warn_unfit
+from hami_dra.policy.podplan import plan_pod
+from hami_dra.webhook.review import Request, Verdict, deny, fail, postpone
+from hami_dra.webhook.templatestore import TemplateStore
+
+_ALLOWED: Final = Verdict()
+
+Nodes = Callable[[], frozenset[NodeCards] | None]
+"""Cards by node, ``None`` while not known."""
+
+
+class PodReviewer:
+    """Answers reviews of pods that are being created."""
+
+    def __init__(self, templates: TemplateStore, nodes: Nodes) -> None:
+        self._templates = templates
+        self._nodes = nodes
+
+    async def review(self, request: Request) -> Verdict:
+        """Rewrite a pod with GPU keys; let every other pass.
+
+        Writes at most one template, none on a dry run. Cancellation may leave a template that
+        nobody uses, which is harmless.
+        """
+        if request.operation != "CREATE" or request.object is None:
+            return _ALLOWED
+        if request.kind.kind != "Pod":
+            return deny(f"this address reviews pods, not {request.kind.kind or 'nothing'}")
+        try:
+            return await self._rewrite(request, request.object)
+        except UserError as error:
+            return deny(str(error))
+        except RetryError as error:
+            return postpone(str(error))
+        except ApiError as error:
+            return fail(f"cannot write the pod's ResourceClaimTemplate: {error}")
+
+    async def _rewrite(self, request: Request, pod: dict[str, Any]) -> Verdict:
+        plan = plan_pod(pod)
+        if plan is None:
+            return _ALLOWED
+        if plan.template is not None and not request.dry_run:
+            await self._templates.ensure(request.namespace, plan.template)
+        nodes = self._nodes()
+        demands = demands_of_shares(plan.request.shares)
+        unfit = warn_unfit(demands, nodes) if nodes is not None else []
+        return Verdict(result="patched", patch=tuple(plan.patch), warnings=(*plan.warnings, *unfit))

@@ -1,0 +1,102 @@
+"""The webhook process: what runs, in which order it starts and stops."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from hami_dra.kube import Api, connect
+from hami_dra.service.clock import SystemClock
+from hami_dra.service.http import Readiness, serve_health
+from hami_dra.service.supervise import Supervisor
+from hami_dra.webhook.certs import ServingCertificate
+from hami_dra.webhook.inventory import Inventory
+from hami_dra.webhook.metrics import WebhookMetrics
+from hami_dra.webhook.mutate import PodReviewer
+from hami_dra.webhook.server import build_app, serve_reviews
+from hami_dra.webhook.templatestore import TemplateStore
+from hami_dra.webhook.validate import ClaimReviewer
+
+_log = structlog.get_logger(__name__)
+
+PATH_PODS = "/mutate-pods"
+PATH_CLAIMS = "/validate-claims"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How the process was started.
+
+    Attributes:
+        certificate_dir: Holds ``tls.crt`` and ``tls.key``.
+        host: Address for reviews (HTTPS).
+        port: Its port; 0 for any.
+        health_host: Address for health and metrics (HTTP).
+        health_port: Its port; 0 for any.
+        kubeconfig: ``None`` inside a cluster.
+    """
+
+    certificate_dir: Path
+    host: str
+    port: int
+    health_host: str
+    health_port: int
+    kubeconfig: Path | None = None
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where the process listens."""
+
+    reviews: int
+    health: int
+
+
+@asynccontextmanager
+async def serve(settings: Settings, api: Api, supervisor: Supervisor) -> AsyncIterator[Ports]:
+    """Answer reviews while the block runs.
+
+    Ready means serving. Slices may still be missing then: they only feed warnings, and a webhook
+    that waits for them would keep pods out for nothing.
+
+    Raises:
+        FatalError: No usable certificate.
+        OSError: An address cannot be bound.
+    """
+    metrics = WebhookMetrics()
+    readiness = Readiness("serving")
+    certificate = ServingCertificate(settings.certificate_dir, metrics)
+    inventory = Inventory(api)
+    pods = PodReviewer(TemplateStore(api, SystemClock()), inventory.nodes)
+    claims = ClaimReviewer(inventory.nodes)
+    app = build_app({PATH_PODS: pods.review, PATH_CLAIMS: claims.review}, metrics)
+    supervisor.spawn("certificate", certificate.run())
+    supervisor.spawn("slices", inventory.run())
+    async with (
+        serve_health(
+            settings.health_host, settings.health_port, readiness, metrics.registry
+        ) as health,
+        serve_reviews(app, settings.host, settings.port, certificate.context) as reviews,
+    ):
+        readiness.set("serving", None)
+        _log.info("webhook.serving", port=reviews, health_port=health)
+        try:
+            yield Ports(reviews=reviews, health=health)
+        finally:
+            readiness.set("serving", "stopping")
+
+
+async def run(settings: Settings) -> None:
+    """Serve until a signal.
+
+    Raises:
+        FatalError: See `serve`; also no usable API server.
+    """
+    async with (
+        connect(settings.kubeconfig) as session,
+        Supervisor() as supervisor,
+        serve(settings, Api(session), supervisor),
+    ):
+        await supervisor.wait()
