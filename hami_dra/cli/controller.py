@@ -1,0 +1,84 @@
+"""``hami-dra controller``: what must happen once per cluster."""
+
+import asyncio
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def controller() -> None:
+    """Do what must happen once per cluster."""
+
+
+def _read_service(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[str, str] | None:
+    del ctx, param
+    if value is None:
+        return None
+    namespace, slash, name = value.partition("/")
+    if not slash or not namespace or not name or "/" in name:
+        raise click.BadParameter(f"{value!r} is not NAMESPACE/NAME")
+    return namespace, name
+
+
+@controller.command()
+@click.option(
+    "--cert-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Where certificates are made and kept; the webhook reads tls.crt and tls.key there.",
+)
+@click.option("--webhook-url", default="", help="Webhook outside the cluster: https://HOST:PORT.")
+@click.option(
+    "--webhook-service",
+    callback=_read_service,
+    help="Webhook inside the cluster: NAMESPACE/NAME of its Service "
+    "[default: hami-dra/hami-dra-webhook].",
+)
+@click.option(
+    "--kubeconfig",
+    envvar="KUBECONFIG",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="API server outside a pod; inside, the ServiceAccount is used.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+)
+def bootstrap(
+    *,
+    cert_dir: Path,
+    webhook_url: str,
+    webhook_service: tuple[str, str] | None,
+    kubeconfig: Path | None,
+    log_level: str,
+) -> None:
+    """Make certificates and apply the DeviceClass and the webhook configurations, once."""
+    from hami_dra.controller.bootstrap import Settings, run  # noqa: PLC0415 - keeps --help fast
+    from hami_dra.controller.manifests import WebhookAddress  # noqa: PLC0415 - keeps --help fast
+    from hami_dra.service.logs import configure_logs  # noqa: PLC0415 - keeps --help fast
+
+    if webhook_url and webhook_service:
+        raise click.UsageError("--webhook-url and --webhook-service exclude each other")
+    configure_logs(log_level)
+    if webhook_service is None:
+        address = WebhookAddress(url=webhook_url)
+    else:
+        address = WebhookAddress(namespace=webhook_service[0], name=webhook_service[1])
+    asyncio.run(run(Settings(certificate_dir=cert_dir, address=address, kubeconfig=kubeconfig)))
+
+
+@controller.command()
+def manifests() -> None:
+    """Print the objects that bootstrap applies, without an address or CA of the webhook."""
+    # Imported here, so that --help stays fast.
+    import yaml  # noqa: PLC0415
+
+    from hami_dra.controller.manifests import WebhookAddress, render_objects  # noqa: PLC0415
+
+    objects = [body for _, body in render_objects(WebhookAddress(), b"")]
+    click.echo(yaml.safe_dump_all(objects, sort_keys=False), nl=False)

@@ -1,0 +1,1 @@
+"""What must happen once per cluster: certificates, the webhook's registration, the DeviceClass."""

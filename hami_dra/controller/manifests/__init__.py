@@ -1,0 +1,70 @@
+"""Objects that exist once per cluster; the YAML files here are their only source."""
+
+import base64
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Final
+
+import yaml
+
+from hami_dra.kube import Resource
+from hami_dra.kube.objects import DEVICE_CLASSES, MUTATING_WEBHOOKS, VALIDATING_WEBHOOKS
+
+_OBJECTS: Final = (
+    (DEVICE_CLASSES, "deviceclass.yaml", ""),
+    (MUTATING_WEBHOOKS, "mutatingwebhook.yaml", "/mutate-pods"),
+    (VALIDATING_WEBHOOKS, "validatingwebhook.yaml", "/validate-claims"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebhookAddress:
+    """How the API server reaches the webhook: by URL or by Service.
+
+    Attributes:
+        url: Base such as ``https://10.0.0.1:8443``; "" for the Service.
+        namespace: The Service's namespace.
+        name: The Service's name.
+        port: The Service's port.
+    """
+
+    url: str = ""
+    namespace: str = "hami-dra"
+    name: str = "hami-dra-webhook"
+    port: int = 443
+
+    def client_config(self, path: str, ca_bundle: bytes) -> dict[str, Any]:
+        """Return a webhook's ``clientConfig``."""
+        config: dict[str, Any] = {"caBundle": base64.b64encode(ca_bundle).decode()}
+        if self.url:
+            return {**config, "url": f"{self.url.rstrip('/')}{path}"}
+        service = {
+            "namespace": self.namespace,
+            "name": self.name,
+            "port": self.port,
+            "path": path,
+        }
+        return {**config, "service": service}
+
+
+def render_objects(
+    address: WebhookAddress, ca_bundle: bytes
+) -> Iterator[tuple[Resource, dict[str, Any]]]:
+    """Yield every object as it is to be applied, in that order.
+
+    The class comes first: a pod admitted before it exists would wait for it.
+    """
+    for resource, file, path in _OBJECTS:
+        body = _load(file)
+        for webhook in body.get("webhooks", ()):
+            webhook["clientConfig"] = address.client_config(path, ca_bundle)
+        yield resource, body
+
+
+def _load(file: str) -> dict[str, Any]:
+    text = files(__name__).joinpath(file).read_text(encoding="utf-8")
+    body = yaml.safe_load(text)
+    if not isinstance(body, Mapping):
+        raise TypeError(f"{file} is not an object")
+    return dict(body)
