@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The grant file: what a container may use. ABI between the node (the only
+ * writer) and libvgpu inside the container (a reader; the mount is read-only).
+ *
+ * Mounted as /run/vgpu/<claimUID>_<request>/grant, one per claim and request.
+ * A card named by several grants has the sum of their limits.
+ *
+ * Rules of the format
+ *  - little-endian, fixed width, no implicit padding; asserted below and,
+ *    from Python, in tests/contract/test_abi.py;
+ *  - abi_major changes when a reader of the old layout would be wrong; readers
+ *    refuse a major they do not know;
+ *  - abi_minor grows when a reserved field gets a meaning; zero in that field
+ *    always means "as before", so any reader of the same major goes on working;
+ *  - a field never moves and is never reused.
+ *
+ * Changing limits under a running program: the writer makes `sequence` odd,
+ * stores the new values in place, and makes it even again. It never truncates,
+ * renames over or grows the file: containers have it mapped. Only
+ * memory_limit_bytes, cores_percent and the flags may change; which cards are
+ * granted, and in which order, is fixed for the life of the file.
+ */
+#ifndef VGPU_GRANT_H
+#define VGPU_GRANT_H
+
+#include <assert.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define VGPU_GRANT_MAGIC "VGPUGRNT" /* 8 bytes, no NUL */
+#define VGPU_GRANT_ABI_MAJOR 1
+#define VGPU_GRANT_ABI_MINOR 0
+#define VGPU_MAX_DEVICES 32
+#define VGPU_UUID_SIZE 48
+
+/* Device flag: apply no limit to this card (values are kept for display). */
+#define VGPU_GRANT_CONTROL_DISABLED 1u
+
+struct vgpu_grant_device {
+	char uuid[VGPU_UUID_SIZE];   /* "GPU-8-4-4-4-12" or "MIG-...", NUL padded */
+	uint64_t memory_limit_bytes; /* 0 = memory is not limited */
+	uint32_t cores_percent;      /* 0 = compute is not limited */
+	uint32_t flags;              /* VGPU_GRANT_CONTROL_DISABLED */
+	char share_id[40];           /* the scheduler's share of the card, NUL padded */
+	uint8_t reserved[24];        /* zero */
+};
+
+struct vgpu_grant {
+	char magic[8];         /* VGPU_GRANT_MAGIC */
+	uint16_t abi_major;    /* VGPU_GRANT_ABI_MAJOR */
+	uint16_t abi_minor;    /* VGPU_GRANT_ABI_MINOR of the writer */
+	uint32_t file_size;    /* sizeof(struct vgpu_grant) */
+	uint64_t sequence;     /* odd while the node is rewriting values */
+	uint32_t device_count; /* 1..VGPU_MAX_DEVICES records are valid */
+	uint32_t flags;        /* zero */
+	char claim_uid[64];    /* NUL padded */
+	char request[64];      /* NUL padded */
+	uint8_t reserved[96];  /* zero */
+	struct vgpu_grant_device devices[VGPU_MAX_DEVICES];
+};
+
+static_assert(offsetof(struct vgpu_grant_device, uuid) == 0, "grant ABI");
+static_assert(offsetof(struct vgpu_grant_device, memory_limit_bytes) == 48, "grant ABI");
+static_assert(offsetof(struct vgpu_grant_device, cores_percent) == 56, "grant ABI");
+static_assert(offsetof(struct vgpu_grant_device, flags) == 60, "grant ABI");
+static_assert(offsetof(struct vgpu_grant_device, share_id) == 64, "grant ABI");
+static_assert(offsetof(struct vgpu_grant_device, reserved) == 104, "grant ABI");
+static_assert(sizeof(struct vgpu_grant_device) == 128, "grant ABI");
+static_assert(offsetof(struct vgpu_grant, magic) == 0, "grant ABI");
+static_assert(offsetof(struct vgpu_grant, abi_major) == 8, "grant ABI");
+static_assert(offsetof(struct vgpu_grant, abi_minor) == 10, "grant ABI");
+static_assert(offsetof(struct vgpu_grant, file_size) == 12, "grant ABI");
+static_assert(offsetof(struct vgpu_grant, sequence) == 16, "grant ABI");
+static_assert(offsetof(struct vgpu_grant, device_count) == 24, "grant ABI");
+static_assert(offsetof(struct vgpu_grant, flags) == 28, "grant ABI");
+static_assert(offsetof(struct vgpu_grant, claim_uid) == 32, "grant ABI");
+static_assert(offsetof(struct vgpu_grant, request) == 96, "grant ABI");
+static_assert(offsetof(struct vgpu_grant, reserved) == 160, "grant ABI");
+static_assert(offsetof(struct vgpu_grant, devices) == 256, "grant ABI");
+static_assert(sizeof(struct vgpu_grant) == 4352, "grant ABI");
+
+#endif

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Where the grants are. Compiled twice: the library that is shipped knows one
+ * fixed place, because whoever may choose the place may choose the limits; the
+ * one under test (VGPU_GRANT_ROOT_ENV) takes it from the environment.
+ */
+#include <stdlib.h>
+
+#include "vgpu.h"
+
+#ifdef VGPU_GRANT_ROOT_ENV
+
+const char *vgpu_grant_root(void)
+{
+	const char *root = getenv("VGPU_GRANT_ROOT");
+
+	return root ? root : "/nonexistent";
+}
+
+bool vgpu_grant_must_be_readonly(void)
+{
+	return getenv("VGPU_GRANT_READONLY") != NULL;
+}
+
+#else
+
+const char *vgpu_grant_root(void)
+{
+	return "/run/vgpu";
+}
+
+bool vgpu_grant_must_be_readonly(void)
+{
+	return true;
+}
+
+#endif

@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the files of libvgpu know of each other. Nothing here is exported.
+ *
+ * Rules that hold everywhere: nothing happens before the first cuInit or
+ * nvmlInit; no thread, no signal handler, no umask, no exit; libpthread is not
+ * used, because before glibc 2.34 it is a library of its own that a process may
+ * not have loaded.
+ */
+#ifndef VGPU_VGPU_H
+#define VGPU_VGPU_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "cuda_api.h"
+#include "hooks_gen.h"
+#include "nvml_api.h"
+#include "vgpu/grant.h"
+#include "vgpu/region.h"
+
+#define VGPU_EXPORT __attribute__((visibility("default")))
+#define VGPU_ALWAYS_PLAIN __attribute__((no_sanitize("address", "undefined", "thread")))
+
+/* ---- lock.h: a word that yields; held for nanoseconds, never over a driver call */
+struct vgpu_lock {
+	atomic_int held;
+};
+void vgpu_lock(struct vgpu_lock *lock);
+void vgpu_unlock(struct vgpu_lock *lock);
+uint64_t vgpu_now_ns(void);
+void vgpu_nap_us(unsigned int us);
+
+/* ---- elf.c */
+void *vgpu_elf_find(const char *const *sonames, const char *symbol);
+
+/* ---- hooks.c */
+enum vgpu_library { VGPU_CUDA, VGPU_NVML };
+struct vgpu_hook {
+	const char *name;
+	void *ours;
+	int real; /* index into the real functions */
+};
+struct vgpu_variant {
+	const char *base;
+	const struct vgpu_hook *hook;
+	int since;
+	int ptsz;
+};
+struct vgpu_real_name {
+	const char *name;
+	enum vgpu_library library;
+};
+const struct vgpu_hook *vgpu_hook_find(const char *name);
+const struct vgpu_variant *vgpu_variant_first(const char *base);
+const struct vgpu_variant *vgpu_variant_next(const struct vgpu_variant *variant);
+const struct vgpu_real_name *vgpu_real_name(int index);
+
+/* ---- real.c */
+void *vgpu_real_at(int index);
+void *vgpu_real_symbol(enum vgpu_library library, const char *name);
+/* The driver's own function, typed as declared, or NULL if the driver has none. */
+#define VGPU_REAL(function) ((__typeof__(&function))vgpu_real_at(VGPU_REAL_##function))
+
+/* ---- log.c: one line on stderr when LIBCUDA_LOG_LEVEL >= level */
+enum { VGPU_LOG_ERROR = 1, VGPU_LOG_WARN, VGPU_LOG_INFO, VGPU_LOG_DEBUG };
+void vgpu_log(int level, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* ---- root.c: the one difference between the product and the library under test */
+const char *vgpu_grant_root(void);
+bool vgpu_grant_must_be_readonly(void);
+
+/* ---- region.c, slots.c */
+struct vgpu_view {
+	struct vgpu_region *map;
+	uint64_t instance;
+	_Atomic(struct vgpu_region_slot *) slot; /* ours, once claimed */
+	struct vgpu_lock claim;
+	int fd;       /* holds the slot's lock where a mapping cannot; else -1 */
+	bool private; /* memory of this process alone */
+	atomic_ullong last_repair_ns;
+	char path[512];
+};
+void vgpu_region_attach(struct vgpu_view *view, const char *directory,
+			const struct vgpu_grant *grant);
+int vgpu_region_open(const struct vgpu_view *view);
+struct vgpu_region_slot *vgpu_slot_claim(struct vgpu_view *view);
+void vgpu_slot_forget(struct vgpu_view *view);
+void vgpu_region_repair(struct vgpu_view *view, uint64_t min_interval_ns);
+
+/* ---- grants.c */
+#define VGPU_MAX_GRANTS 32
+#define VGPU_MAX_CARDS 64
+#define VGPU_MAX_PARTS 16
+struct vgpu_part { /* what one grant gives of one card */
+	const struct vgpu_grant *grant;
+	struct vgpu_view *view;
+	unsigned int index; /* of the device in grant and region */
+	atomic_ullong limit; /* last consistent value; UINT64_MAX = not limited */
+};
+struct vgpu_card {
+	uint8_t uuid[16];
+	unsigned int part_count;
+	struct vgpu_part parts[VGPU_MAX_PARTS];
+};
+enum vgpu_state {
+	VGPU_OFF,    /* no grant: every call goes to the driver untouched */
+	VGPU_ON,     /* grants apply */
+	VGPU_BROKEN, /* a grant cannot be read: the process gets no GPU */
+};
+struct vgpu_grants {
+	enum vgpu_state state;
+	unsigned int card_count, view_count;
+	struct vgpu_card cards[VGPU_MAX_CARDS];
+	struct vgpu_view views[VGPU_MAX_GRANTS];
+};
+void vgpu_grants_load(struct vgpu_grants *grants);
+uint64_t vgpu_part_limit(struct vgpu_part *part);
+bool vgpu_uuid_parse(const char *text, size_t size, uint8_t uuid[16]);
+
+/* ---- init.c */
+enum vgpu_state vgpu_init(void);
+enum vgpu_state vgpu_state(void); /* VGPU_OFF before vgpu_init */
+struct vgpu_grants *vgpu_grants(void);
+
+/* ---- cards.c: the granted card behind a driver's handle, or NULL */
+struct vgpu_card *vgpu_card_of_device(CUdevice device);
+struct vgpu_card *vgpu_card_current(void);
+struct vgpu_card *vgpu_card_of_nvml(nvmlDevice_t device);
+
+/* ---- account.c: 0 or -ENOMEM */
+int vgpu_reserve(struct vgpu_card *card, uint64_t bytes);
+void vgpu_release(struct vgpu_card *card, uint64_t bytes);
+void vgpu_count_driver_oom(struct vgpu_card *card);
+void vgpu_count_unhooked(void);
+/* false = the card is not limited; else its limit and what is used of it */
+bool vgpu_card_usage(struct vgpu_card *card, uint64_t *limit, uint64_t *used);
+
+/* ---- pointers.c: what each device pointer was charged */
+struct vgpu_pointer {
+	uint64_t address; /* 0 = empty place */
+	uint64_t bytes;
+	CUcontext context;
+	struct vgpu_card *card;
+};
+int vgpu_pointer_add(const struct vgpu_pointer *pointer);
+bool vgpu_pointer_take(uint64_t address, struct vgpu_pointer *pointer);
+bool vgpu_pointer_take_context(CUcontext context, struct vgpu_pointer *pointer);
+void vgpu_pointer_forget_all(void);
+
+#endif
