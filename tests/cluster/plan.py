@@ -270,7 +270,6 @@ snapshotter = "overlayfs"
 sandbox = "{PAUSE}"
 
 [plugins."io.containerd.cri.v1.runtime"]
-enable_cdi = true
 cdi_spec_dirs = ["{directory}/cdi"]
 restrict_oom_score_adj = true
 

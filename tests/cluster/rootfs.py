@@ -15,7 +15,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 NEEDED = ("sh", "cat", "ls", "sleep", "head", "env", "id")
-WELCOME = ("mount", "grep", "stat", "touch", "rm", "mkdir", "wc", "tr", "kill", "seq", "date")
+WELCOME = (
+    *("mount", "umount", "grep", "stat", "touch", "rm", "cp", "mkdir", "wc", "tr", "kill", "seq"),
+    *(
+        "date",
+        "echo",
+        "printf",
+        "true",
+        "false",
+        "test",
+        "readlink",
+        "find",
+        "timeout",
+        "tail",
+        "cut",
+    ),
+    *("sed", "df", "uname", "od", "tee", "sort", "mkfifo"),
+)
 LIBRARIES = ("libdl.so.2", "libpthread.so.0", "librt.so.1", "libm.so.6")
 FOLDERS = (
     *("dev", "etc", "proc", "root", "run", "sys", "var"),
