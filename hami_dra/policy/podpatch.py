@@ -44,7 +44,7 @@ def rewrite_pod(pod: Pod, request: PodRequest, template_name: str | None) -> dic
 
 def _rewrite_container(container: dict[str, Any], request: PodRequest) -> dict[str, Any]:
     name = container.get("name")
-    if name not in request.original:
+    if name not in request.original or not container.get("resources"):
         return container
     resources = dict(container["resources"])
     for key in ("limits", "requests"):

@@ -15,7 +15,7 @@ def quote(text: str) -> str:
 
     JSON's escapes are a subset of CEL's, except that CEL knows no surrogate pairs: other
     characters therefore stay themselves, and lone surrogates, which no UTF-8 can carry, become
-    the replacement character.
+    question marks.
     """
     clean = text.encode("utf-8", errors="replace").decode("utf-8")
     return json.dumps(clean, ensure_ascii=False)
