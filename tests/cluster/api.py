@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DISCOVERY = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
-GONE = 410
+RETRY_SECONDS = 0.05
 
 Object = dict[str, Any]
 
@@ -158,23 +158,36 @@ class Api:
                     f"{what} is not as wanted after {timeout_seconds:.0f} s; last seen:\n{state}"
                 )
 
+    def follow_log(
+        self, namespace: str, pod: str, container: str | None, timeout_seconds: float
+    ) -> Iterator[str]:
+        """Yield a container's lines as it writes them, until it ends or the time is over."""
+        query = {"follow": "true"} | ({"container": container} if container else {})
+        path = f"{self.resource('pods').path(namespace, pod)}/log?{urlencode(query)}"
+        for line in self._stream(path, time.monotonic() + timeout_seconds):
+            yield line.decode(errors="replace")
+
     def _watch(
         self, path: str, query: Mapping[str, str], deadline: float
     ) -> Iterator[Mapping[str, Any]]:
+        for line in self._stream(f"{path}?{urlencode({**query, 'watch': 'true'})}", deadline):
+            yield json.loads(line)
+
+    def _stream(self, path: str, deadline: float) -> Iterator[bytes]:
         remaining = max(deadline - time.monotonic(), 0.05)
         connection = _Connection(self._socket, self._context, remaining)
-        full = f"{path}?{urlencode({**query, 'watch': 'true'})}"
         try:
-            connection.request("GET", full, headers={"Authorization": f"Bearer {self._token}"})
+            connection.request("GET", path, headers={"Authorization": f"Bearer {self._token}"})
             answer = connection.getresponse()
             if answer.status != http.client.OK:
+                time.sleep(RETRY_SECONDS)
                 return
             while line := answer.readline():
-                yield json.loads(line)
+                yield line
                 if connection.sock is not None:
                     connection.sock.settimeout(max(deadline - time.monotonic(), 0.01))
         except (TimeoutError, OSError, http.client.HTTPException):
-            time.sleep(0.05)  # the server is away for a moment, or the deadline has come
+            time.sleep(RETRY_SECONDS)  # the server is away for a moment, or the deadline has come
         finally:
             connection.close()
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tests.cluster.images import Image
     from tests.cluster.plan import Flags
 
+__all__ = ["ROOT", "Running", "end", "end_detached", "make_directory", "start", "wait_until_up"]
+
 STATE_FILE = "cluster.json"
 SUPERVISOR_LOG = "supervisor.log"
 LONGEST_DIRECTORY = 60  # unix socket paths end at 107 characters

@@ -30,7 +30,7 @@ class Entry:
     """One component and what became of it."""
 
     component: Component
-    state: str = "waiting"  # waiting, running, ready, exited, failed
+    state: str = "waiting"  # waiting, starting, running, exited, failed
     pid: int = 0
     exit_status: int | None = None
     milestones: dict[str, float] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Processes:
     def add(self, component: Component) -> Entry:
         """Enter a component that is to be started; one of that name must not be running."""
         old = self.entries.get(component.name)
-        if old is not None and old.state in {"running", "ready"} and not old.exited.is_set():
+        if old is not None and old.state in {"starting", "running"} and not old.exited.is_set():
             raise ClusterError(f"process {component.name!r} is running already (pid {old.pid})")
         self.entries[component.name] = Entry(component)
         return self.entries[component.name]
@@ -94,7 +94,7 @@ class Processes:
             entry.error = f"{component.name}: {error}"
             raise ClusterError(entry.error) from error
         entry.pid = child.pid
-        entry.state = "running"
+        entry.state = "starting"
         self._children[child.pid] = entry
         self._handles[child.pid] = child
         self._mark(entry, "started")
@@ -138,7 +138,7 @@ class Processes:
             entry.error = f"{name} {how}; the end of its log:\n{self.tail(name)}"
             raise ClusterError(entry.error)
         if not entry.exited.is_set():
-            entry.state = "ready"
+            entry.state = "running"
         self._mark(entry, "ready")
         entry.ready.set()
 

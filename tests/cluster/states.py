@@ -21,6 +21,16 @@ def is_running(pod: Object | None) -> bool:
     return bool(statuses) and all("running" in status.get("state", {}) for status in statuses)
 
 
+def has_started(pod: Object | None) -> bool:
+    """Return whether every container of a pod runs or has ended."""
+    if pod is None:
+        return False
+    statuses = pod.get("status", {}).get("containerStatuses", [])
+    return bool(statuses) and all(
+        {"running", "terminated"} & set(s.get("state", {})) for s in statuses
+    )
+
+
 def is_ready(node: Object | None) -> bool:
     """Return whether a node takes pods."""
     if node is None or node["spec"].get("taints"):
