@@ -1,3 +1,5 @@
+// The plugins of a bridge network between the pods of one node.
+// tests/cluster/toolchain.py builds it; a change here builds it anew.
 module hami-dra.invalid/tests/cluster/tools/cni
 
 go 1.26.0

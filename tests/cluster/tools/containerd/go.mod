@@ -1,3 +1,5 @@
+// The node's container runtime, its shim and ctr, which imports images.
+// tests/cluster/toolchain.py builds it; a change here builds it anew.
 module hami-dra.invalid/tests/cluster/tools/containerd
 
 go 1.26.6

@@ -1,3 +1,5 @@
+// The control plane's store.
+// tests/cluster/toolchain.py builds it; a change here builds it anew.
 module hami-dra.invalid/tests/cluster/tools/etcd
 
 go 1.26.0

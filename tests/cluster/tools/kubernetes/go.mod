@@ -1,3 +1,5 @@
+// The control plane, kubelet and kubectl, exactly as a release has them.
+// tests/cluster/toolchain.py builds it; a change here builds it anew.
 module hami-dra.invalid/tests/cluster/tools/kubernetes
 
 go 1.26.0

@@ -1,3 +1,5 @@
+// What containerd starts containers with; needs cgo and libseccomp.
+// tests/cluster/toolchain.py builds it; a change here builds it anew.
 module hami-dra.invalid/tests/cluster/tools/runc
 
 go 1.26.0
