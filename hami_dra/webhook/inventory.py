@@ -13,7 +13,11 @@ from hami_dra.policy.fit import Card, NodeCards, read_cards
 
 
 class Inventory:
-    """Distinct sets of cards per node."""
+    """Distinct sets of cards per node.
+
+    Attributes:
+        changed: Set after every change; a reader clears it first.
+    """
 
     def __init__(self, api: Api) -> None:
         self._informer = Informer(
@@ -22,6 +26,7 @@ class Inventory:
             field_selector=f"spec.driver={DRIVER_NAME}",
             handler=self._apply,
         )
+        self.changed = self._informer.changed
         self._slices: dict[str, tuple[str, list[Card]]] = {}
         self._nodes: frozenset[NodeCards] | None = None
 
