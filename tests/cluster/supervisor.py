@@ -39,6 +39,7 @@ def prepare_namespaces(plan: Plan) -> None:
     """Set up mounts, network and cgroup: after it nothing that is written reaches the host."""
     directory = Path(plan.directory)
     _do("mount", "-n", "--make-rprivate", "/")  # -n: nothing is noted in the host's /run
+    _do("mount", "-n", "--make-rshared", "/")  # among ourselves, as systemd has it on a real node
     scratch = directory / "private"
     scratch.mkdir(exist_ok=True)
     _do("mount", "-n", "-t", "tmpfs", "-o", "size=256m,mode=0755", "private", str(scratch))
