@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the files of the simulated libcuda know of each other.
+ */
+#ifndef VGPU_SIM_LIBCUDA_H
+#define VGPU_SIM_LIBCUDA_H
+
+#include <pthread.h>
+#include <stdbool.h>
+
+#include "cuda_api.h"
+
+#define SIM __attribute__((visibility("default")))
+
+struct CUctx_st {
+	CUdevice device;
+	int card;
+	unsigned int flags, retained;
+	bool alive, primary;
+	uint64_t end_ns;         /* when all its work is done */
+	uint64_t null_stream_ns; /* when the default stream's is */
+};
+
+extern pthread_mutex_t sim_mutex;
+CUresult sim_ready(void);
+int sim_card_of(CUdevice device);
+CUcontext sim_current(void);
+CUresult sim_usable(CUcontext *context);
+void sim_free_all(CUcontext context); /* with sim_mutex held */
+
+#endif

@@ -1,0 +1,407 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The simulated libnvidia-ml.so.1: start, identity, memory and processes. What
+ * is not here does not exist, which clients see as FUNCTION_NOT_FOUND.
+ */
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+
+#include "libnvml.h"
+
+static int references, visible_count;
+static struct nvmlDevice_st devices[SIM_CARDS];
+
+SIM nvmlReturn_t nvmlInitWithFlags(unsigned int flags)
+{
+	(void)flags;
+	if (sim_load() != 0)
+		return NVML_ERROR_DRIVER_NOT_LOADED;
+	if (sim_config()->init_error)
+		return sim_config()->init_error;
+	if (references++ == 0) {
+		visible_count = 0;
+		for (int i = 0; i < sim_config()->card_count; i++)
+			if (sim_visible(i))
+				devices[visible_count++] = (struct nvmlDevice_st){
+					.card = i, .facts = &sim_config()->cards[i]};
+	}
+	return NVML_SUCCESS;
+}
+
+SIM nvmlReturn_t nvmlInit_v2(void)
+{
+	return nvmlInitWithFlags(0);
+}
+
+SIM nvmlReturn_t nvmlInit(void)
+{
+	return nvmlInitWithFlags(0);
+}
+
+SIM nvmlReturn_t nvmlShutdown(void)
+{
+	if (!references)
+		return NVML_ERROR_UNINITIALIZED;
+	references--;
+	return NVML_SUCCESS;
+}
+
+nvmlReturn_t sim_nvml_check(nvmlDevice_t device)
+{
+	if (!references)
+		return NVML_ERROR_UNINITIALIZED;
+	if (device < devices || device >= devices + visible_count)
+		return NVML_ERROR_INVALID_ARGUMENT;
+	return sim_lost(device->card) ? NVML_ERROR_GPU_IS_LOST : NVML_SUCCESS;
+}
+
+int sim_nvml_count(void)
+{
+	return visible_count;
+}
+
+nvmlDevice_t sim_nvml_device(int index)
+{
+	return &devices[index];
+}
+
+nvmlReturn_t sim_nvml_text(char *to, unsigned int length, const char *text)
+{
+	if (!to)
+		return NVML_ERROR_INVALID_ARGUMENT;
+	if (length <= strlen(text))
+		return NVML_ERROR_INSUFFICIENT_SIZE;
+	memcpy(to, text, strlen(text) + 1);
+	return NVML_SUCCESS;
+}
+
+SIM const char *nvmlErrorString(nvmlReturn_t result)
+{
+	switch (result) {
+	case NVML_SUCCESS:
+		return "The operation was successful";
+	case NVML_ERROR_UNINITIALIZED:
+		return "NVML was not first initialized";
+	case NVML_ERROR_INVALID_ARGUMENT:
+		return "Invalid argument";
+	case NVML_ERROR_NOT_SUPPORTED:
+		return "Not supported";
+	case NVML_ERROR_NO_PERMISSION:
+		return "Insufficient permissions";
+	case NVML_ERROR_NOT_FOUND:
+		return "Not found";
+	case NVML_ERROR_INSUFFICIENT_SIZE:
+		return "Insufficient size";
+	case NVML_ERROR_DRIVER_NOT_LOADED:
+		return "Driver is not loaded";
+	case NVML_ERROR_TIMEOUT:
+		return "Timeout";
+	case NVML_ERROR_FUNCTION_NOT_FOUND:
+		return "Function not found";
+	case NVML_ERROR_GPU_IS_LOST:
+		return "GPU is lost";
+	case NVML_ERROR_ARGUMENT_VERSION_MISMATCH:
+		return "The provided version is invalid/unsupported";
+	default:
+		return "Unknown Error";
+	}
+}
+
+SIM nvmlReturn_t nvmlSystemGetDriverVersion(char *version, unsigned int length)
+{
+	return references ? sim_nvml_text(version, length, sim_config()->driver_version)
+			  : NVML_ERROR_UNINITIALIZED;
+}
+
+SIM nvmlReturn_t nvmlSystemGetNVMLVersion(char *version, unsigned int length)
+{
+	char text[48];
+
+	snprintf(text, sizeof(text), "%d.%s", sim_config()->cuda_version / 1000,
+		 sim_config()->driver_version);
+	return sim_nvml_text(version, length, text);
+}
+
+SIM nvmlReturn_t nvmlSystemGetCudaDriverVersion_v2(int *version)
+{
+	if (!version)
+		return NVML_ERROR_INVALID_ARGUMENT;
+	*version = sim_load() == 0 ? sim_config()->cuda_version : 13000;
+	return NVML_SUCCESS;
+}
+
+SIM nvmlReturn_t nvmlSystemGetCudaDriverVersion(int *version)
+{
+	return nvmlSystemGetCudaDriverVersion_v2(version);
+}
+
+SIM nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *count)
+{
+	if (!references)
+		return NVML_ERROR_UNINITIALIZED;
+	if (!count)
+		return NVML_ERROR_INVALID_ARGUMENT;
+	*count = (unsigned int)visible_count;
+	return NVML_SUCCESS;
+}
+
+SIM nvmlReturn_t nvmlDeviceGetCount(unsigned int *count)
+{
+	return nvmlDeviceGetCount_v2(count);
+}
+
+SIM nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *device)
+{
+	if (!references)
+		return NVML_ERROR_UNINITIALIZED;
+	if (!device || index >= (unsigned int)visible_count)
+		return NVML_ERROR_INVALID_ARGUMENT;
+	*device = &devices[index];
+	return sim_nvml_check(*device);
+}
+
+SIM nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned int index, nvmlDevice_t *device)
+{
+	return nvmlDeviceGetHandleByIndex_v2(index, device);
+}
+
+SIM nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device)
+{
+	if (!references)
+		return NVML_ERROR_UNINITIALIZED;
+	if (!uuid || !device)
+		return NVML_ERROR_INVALID_ARGUMENT;
+	for (int i = 0; i < visible_count; i++)
+		if (strcasecmp(devices[i].facts->uuid, uuid) == 0) {
+			*device = &devices[i];
+			return sim_nvml_check(*device);
+		}
+	return NVML_ERROR_NOT_FOUND;
+}
+
+static void bus_id(const struct sim_card *card, char *text, size_t size, int domain_digits)
+{
+	snprintf(text, size, "%0*X:%02X:%02X.%X", domain_digits, card->pci_domain, card->pci_bus, card->pci_device,
+		 card->pci_function);
+}
+
+SIM nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *id, nvmlDevice_t *device)
+{
+	unsigned int domain, bus, slot, function = 0;
+
+	if (!references)
+		return NVML_ERROR_UNINITIALIZED;
+	if (!id || !device || sscanf(id, "%x:%x:%x.%x", &domain, &bus, &slot, &function) < 3)
+		return NVML_ERROR_INVALID_ARGUMENT;
+	for (int i = 0; i < visible_count; i++) {
+		const struct sim_card *card = devices[i].facts;
+
+		if (card->pci_domain == domain && card->pci_bus == bus && card->pci_device == slot &&
+		    card->pci_function == function) {
+			*device = &devices[i];
+			return sim_nvml_check(*device);
+		}
+	}
+	return NVML_ERROR_NOT_FOUND;
+}
+
+SIM nvmlReturn_t nvmlDeviceGetHandleByPciBusId(const char *id, nvmlDevice_t *device)
+{
+	return nvmlDeviceGetHandleByPciBusId_v2(id, device);
+}
+
+SIM nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *name, unsigned int length)
+{
+	CHECK(device);
+	return sim_nvml_text(name, length, device->facts->name);
+}
+
+SIM nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *uuid, unsigned int length)
+{
+	CHECK(device);
+	return sim_nvml_text(uuid, length, device->facts->uuid);
+}
+
+SIM nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory)
+{
+	CHECK(device);
+	if (!memory)
+		return NVML_ERROR_INVALID_ARGUMENT;
+	memory->total = device->facts->memory;
+	memory->used = sim_used(device->card);
+	memory->free = memory->used < memory->total ? memory->total - memory->used : 0;
+	return NVML_SUCCESS;
+}
+
+SIM nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t *memory)
+{
+	CHECK(device);
+	if (!memory)
+		return NVML_ERROR_INVALID_ARGUMENT;
+	if (memory->version != (sizeof(*memory) | 2u << 24))
+		return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+	memory->total = device->facts->memory;
+	memory->reserved = 0;
+	memory->used = sim_used(device->card);
+	memory->free = memory->used < memory->total ? memory->total - memory->used : 0;
+	return NVML_SUCCESS;
+}
+
+struct pci_info {
+	char legacy_id[16];
+	unsigned int domain, bus, device, device_id, subsystem_id;
+	char id[32];
+};
+
+struct pci_info_v2 {
+	char id[16];
+	unsigned int domain, bus, device, device_id, subsystem_id, reserved[4];
+};
+
+SIM nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, struct pci_info *info)
+{
+	CHECK(device);
+	if (!info)
+		return NVML_ERROR_INVALID_ARGUMENT;
+	memset(info, 0, sizeof(*info));
+	bus_id(device->facts, info->legacy_id, sizeof(info->legacy_id), 4);
+	bus_id(device->facts, info->id, sizeof(info->id), 8);
+	info->domain = device->facts->pci_domain;
+	info->bus = device->facts->pci_bus;
+	info->device = device->facts->pci_device;
+	info->device_id = 0x20b010deu;
+	info->subsystem_id = 0x144e10deu;
+	return NVML_SUCCESS;
+}
+
+SIM nvmlReturn_t nvmlDeviceGetPciInfo_v2(nvmlDevice_t device, struct pci_info_v2 *info)
+{
+	CHECK(device);
+	if (!info)
+		return NVML_ERROR_INVALID_ARGUMENT;
+	memset(info, 0, sizeof(*info));
+	bus_id(device->facts, info->id, sizeof(info->id), 4);
+	info->domain = device->facts->pci_domain;
+	info->bus = device->facts->pci_bus;
+	info->device = device->facts->pci_device;
+	info->device_id = 0x20b010deu;
+	return NVML_SUCCESS;
+}
+
+/* ---- processes. v2 and v3 share one layout; v1 has no instance ids. */
+
+struct process_info {
+	unsigned int pid;
+	unsigned long long used;
+	unsigned int gpu_instance, compute_instance;
+};
+
+struct process_info_v1 {
+	unsigned int pid;
+	unsigned long long used;
+};
+
+SIM nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *count,
+							 struct process_info *infos)
+{
+	struct sim_usage users[SIM_PROCESSES];
+	unsigned int found;
+
+	CHECK(device);
+	if (!count || (*count && !infos))
+		return NVML_ERROR_INVALID_ARGUMENT;
+	found = sim_users(device->card, users, SIM_PROCESSES);
+	for (unsigned int i = 0; i < found && i < *count; i++)
+		infos[i] = (struct process_info){users[i].pid, users[i].used, ~0u, ~0u};
+	if (found > *count) {
+		*count = found;
+		return NVML_ERROR_INSUFFICIENT_SIZE;
+	}
+	*count = found;
+	return NVML_SUCCESS;
+}
+
+SIM nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v2(nvmlDevice_t device, unsigned int *count,
+							 struct process_info *infos)
+{
+	return nvmlDeviceGetComputeRunningProcesses_v3(device, count, infos);
+}
+
+SIM nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device, unsigned int *count,
+						      struct process_info_v1 *infos)
+{
+	struct sim_usage users[SIM_PROCESSES];
+	unsigned int found;
+
+	CHECK(device);
+	if (!count || (*count && !infos))
+		return NVML_ERROR_INVALID_ARGUMENT;
+	found = sim_users(device->card, users, SIM_PROCESSES);
+	for (unsigned int i = 0; i < found && i < *count; i++)
+		infos[i] = (struct process_info_v1){users[i].pid, users[i].used};
+	if (found > *count) {
+		*count = found;
+		return NVML_ERROR_INSUFFICIENT_SIZE;
+	}
+	*count = found;
+	return NVML_SUCCESS;
+}
+
+#define NO_GRAPHICS(name)                                                                          \
+	SIM nvmlReturn_t name(nvmlDevice_t device, unsigned int *count, void *infos)               \
+	{                                                                                          \
+		CHECK(device);                                                                     \
+		(void)infos;                                                                       \
+		if (!count)                                                                        \
+			return NVML_ERROR_INVALID_ARGUMENT;                                        \
+		*count = 0;                                                                        \
+		return NVML_SUCCESS;                                                               \
+	}
+NO_GRAPHICS(nvmlDeviceGetGraphicsRunningProcesses)
+NO_GRAPHICS(nvmlDeviceGetGraphicsRunningProcesses_v2)
+NO_GRAPHICS(nvmlDeviceGetGraphicsRunningProcesses_v3)
+
+struct utilization {
+	unsigned int gpu, memory;
+};
+
+SIM nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, struct utilization *rates)
+{
+	CHECK(device);
+	if (!rates)
+		return NVML_ERROR_INVALID_ARGUMENT;
+	rates->gpu = sim_busy_percent(device->card);
+	rates->memory = (unsigned int)(sim_used(device->card) * 100 / (device->facts->memory + 1));
+	return NVML_SUCCESS;
+}
+
+struct process_sample {
+	unsigned int pid;
+	unsigned long long time_us;
+	unsigned int sm, memory, encoder, decoder;
+};
+
+SIM nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, struct process_sample *samples,
+						 unsigned int *count, unsigned long long since_us)
+{
+	struct sim_usage users[SIM_PROCESSES];
+	unsigned int found;
+
+	CHECK(device);
+	(void)since_us;
+	if (!count)
+		return NVML_ERROR_INVALID_ARGUMENT;
+	found = sim_users(device->card, users, SIM_PROCESSES);
+	if (!samples || *count < found) {
+		*count = found;
+		return found ? NVML_ERROR_INSUFFICIENT_SIZE : NVML_ERROR_NOT_FOUND;
+	}
+	for (unsigned int i = 0; i < found; i++)
+		samples[i] = (struct process_sample){.pid = users[i].pid,
+						     .time_us = sim_now_ns() / 1000,
+						     .sm = users[i].busy_percent};
+	*count = found;
+	return found ? NVML_SUCCESS : NVML_ERROR_NOT_FOUND;
+}

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the files of the simulated libnvidia-ml know of each other.
+ */
+#ifndef VGPU_SIM_LIBNVML_H
+#define VGPU_SIM_LIBNVML_H
+
+#include "nvml_api.h"
+#include "state.h"
+
+#define SIM __attribute__((visibility("default")))
+
+struct nvmlDevice_st {
+	int card;
+	const struct sim_card *facts;
+};
+
+nvmlReturn_t sim_nvml_check(nvmlDevice_t device);
+int sim_nvml_count(void);
+nvmlDevice_t sim_nvml_device(int index);
+nvmlReturn_t sim_nvml_text(char *to, unsigned int length, const char *text);
+
+#define CHECK(device)                                                                              \
+	do {                                                                                       \
+		nvmlReturn_t checked = sim_nvml_check(device);                                     \
+		if (checked != NVML_SUCCESS)                                                       \
+			return checked;                                                            \
+	} while (0)
+
+#endif

@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The simulated libcuda.so.1: memory. An allocation is counted against the card
+ * in the driver's granules and backed by host memory that costs nothing until
+ * it is touched, so that copies really arrive.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "libcuda.h"
+#include "state.h"
+
+struct allocation {
+	CUdeviceptr address;
+	size_t bytes, charged;
+	CUcontext context;
+};
+
+static struct allocation *allocations;
+static size_t count, capacity;
+
+static size_t charge_of(size_t bytes)
+{
+	size_t step = bytes >= (1u << 20) ? 2u << 20 : 512;
+
+	return (bytes + step - 1) / step * step;
+}
+
+static void drop(size_t i)
+{
+	struct allocation *gone = &allocations[i];
+
+	munmap((void *)gone->address, gone->bytes); // NOLINT(performance-no-int-to-ptr)
+	sim_free(gone->context->card, gone->charged);
+	*gone = allocations[--count];
+}
+
+void sim_free_all(CUcontext context)
+{
+	for (size_t i = count; i-- > 0;)
+		if (allocations[i].context == context)
+			drop(i);
+}
+
+static CUresult allocate(CUdeviceptr *pointer, size_t bytes, int map_flags)
+{
+	CUcontext context;
+	CUresult result = sim_usable(&context);
+	void *memory;
+	int error;
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	if (!pointer || !bytes)
+		return CUDA_ERROR_INVALID_VALUE;
+	if (bytes > (size_t)1 << 48)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	pthread_mutex_lock(&sim_mutex);
+	if (count == capacity) {
+		size_t bigger = capacity ? capacity * 2 : 64;
+		void *grown = realloc(allocations, bigger * sizeof(*allocations));
+
+		if (!grown) {
+			pthread_mutex_unlock(&sim_mutex);
+			return CUDA_ERROR_OUT_OF_MEMORY;
+		}
+		allocations = grown;
+		capacity = bigger;
+	}
+	error = sim_alloc(context->card, charge_of(bytes));
+	if (error != 0) {
+		result = error == -ENOMEM ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_OPERATING_SYSTEM;
+	} else {
+		memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | map_flags, -1, 0);
+		if (memory == MAP_FAILED) {
+			sim_free(context->card, charge_of(bytes));
+			result = CUDA_ERROR_OUT_OF_MEMORY;
+		} else {
+			*pointer = (CUdeviceptr)memory;
+			allocations[count++] = (struct allocation){*pointer, bytes,
+								   charge_of(bytes), context};
+		}
+	}
+	pthread_mutex_unlock(&sim_mutex);
+	return result;
+}
+
+SIM CUresult cuMemAlloc_v2(CUdeviceptr *pointer, size_t bytes)
+{
+	return allocate(pointer, bytes, 0);
+}
+
+SIM CUresult cuMemAlloc(CUdeviceptr_v1 *pointer, unsigned int bytes)
+{
+#ifdef MAP_32BIT
+	CUdeviceptr wide;
+	CUresult result;
+
+	if (!pointer)
+		return CUDA_ERROR_INVALID_VALUE;
+	result = allocate(&wide, bytes, MAP_32BIT);
+	if (result == CUDA_SUCCESS)
+		*pointer = (CUdeviceptr_v1)wide;
+	return result;
+#else
+	(void)pointer, (void)bytes;
+	return CUDA_ERROR_NOT_SUPPORTED;
+#endif
+}
+
+SIM CUresult cuMemFree_v2(CUdeviceptr pointer)
+{
+	CUresult result = sim_ready();
+
+	if (result != CUDA_SUCCESS || !pointer)
+		return result;
+	pthread_mutex_lock(&sim_mutex);
+	result = CUDA_ERROR_INVALID_VALUE;
+	for (size_t i = count; i-- > 0;)
+		if (allocations[i].address == pointer) {
+			drop(i);
+			result = CUDA_SUCCESS;
+			break;
+		}
+	pthread_mutex_unlock(&sim_mutex);
+	return result;
+}
+
+SIM CUresult cuMemFree(CUdeviceptr_v1 pointer)
+{
+	return cuMemFree_v2(pointer);
+}
+
+static CUresult info(uint64_t *available, uint64_t *total)
+{
+	CUcontext context;
+	CUresult result = sim_usable(&context);
+	uint64_t used;
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	used = sim_used(context->card);
+	*total = sim_config()->cards[context->card].memory;
+	*available = used < *total ? *total - used : 0;
+	return CUDA_SUCCESS;
+}
+
+SIM CUresult cuMemGetInfo_v2(size_t *available, size_t *total)
+{
+	uint64_t a, t;
+	CUresult result = info(&a, &t);
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	if (!available || !total)
+		return CUDA_ERROR_INVALID_VALUE;
+	*available = a;
+	*total = t;
+	return CUDA_SUCCESS;
+}
+
+SIM CUresult cuMemGetInfo(unsigned int *available, unsigned int *total)
+{
+	uint64_t a, t;
+	CUresult result = info(&a, &t);
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	if (!available || !total)
+		return CUDA_ERROR_INVALID_VALUE;
+	*available = a > UINT32_MAX ? UINT32_MAX : (unsigned int)a;
+	*total = t > UINT32_MAX ? UINT32_MAX : (unsigned int)t;
+	return CUDA_SUCCESS;
+}
+
+/* Host address of a range of device memory, or NULL. */
+static void *range(CUdeviceptr start, size_t bytes)
+{
+	void *found = NULL;
+
+	pthread_mutex_lock(&sim_mutex);
+	for (size_t i = 0; i < count && !found; i++)
+		if (start >= allocations[i].address && bytes <= allocations[i].bytes &&
+		    start - allocations[i].address <= allocations[i].bytes - bytes)
+			found = (void *)start; // NOLINT(performance-no-int-to-ptr)
+	pthread_mutex_unlock(&sim_mutex);
+	return found;
+}
+
+SIM CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t bytes)
+{
+	CUcontext context;
+	CUresult result = sim_usable(&context);
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	if (!from || !range(to, bytes))
+		return CUDA_ERROR_INVALID_VALUE;
+	memcpy(range(to, bytes), from, bytes);
+	return CUDA_SUCCESS;
+}
+
+SIM CUresult cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t bytes)
+{
+	CUcontext context;
+	CUresult result = sim_usable(&context);
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	if (!to || !range(from, bytes))
+		return CUDA_ERROR_INVALID_VALUE;
+	memcpy(to, range(from, bytes), bytes);
+	return CUDA_SUCCESS;
+}
+
+SIM CUresult cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes)
+{
+	CUcontext context;
+	CUresult result = sim_usable(&context);
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	if (!range(to, bytes) || !range(from, bytes))
+		return CUDA_ERROR_INVALID_VALUE;
+	memmove(range(to, bytes), range(from, bytes), bytes);
+	return CUDA_SUCCESS;
+}
+
+SIM CUresult cuMemsetD8_v2(CUdeviceptr to, unsigned char value, size_t n)
+{
+	CUcontext context;
+	CUresult result = sim_usable(&context);
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	if (!range(to, n))
+		return CUDA_ERROR_INVALID_VALUE;
+	memset(range(to, n), value, n);
+	return CUDA_SUCCESS;
+}
+
+SIM CUresult cuMemsetD32_v2(CUdeviceptr to, unsigned int value, size_t n)
+{
+	CUcontext context;
+	CUresult result = sim_usable(&context);
+	unsigned int *words;
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	if (to % 4 || n > SIZE_MAX / 4 || !range(to, n * 4))
+		return CUDA_ERROR_INVALID_VALUE;
+	words = range(to, n * 4);
+	for (size_t i = 0; i < n; i++)
+		words[i] = value;
+	return CUDA_SUCCESS;
+}

@@ -1,0 +1,435 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "state.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "config.h"
+
+#define MAGIC UINT64_C(0x3130545355504753)
+#define LOCK_BYTE 0
+#define PROCESS_BYTE 4096
+
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static struct sim_config config;
+static struct timespec config_time;
+static uint64_t config_checked_ns;
+static bool loaded, atfork_set;
+static struct sim_state *state;
+static struct sim_process *self;
+static int self_fd = -1, pids_fd = -1;
+
+static void path_of(char *path, size_t size, const char *name)
+{
+	const char *directory = getenv("VGPU_SIM_DIR");
+
+	snprintf(path, size, "%s/%s", directory ? directory : "/run/vgpu-sim", name);
+}
+
+uint64_t sim_now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static int open_file(const char *name)
+{
+	char path[512];
+	int fd;
+
+	path_of(path, sizeof(path), name);
+	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+	if (fd < 0)
+		return -errno;
+	if (fchmod(fd, 0666) != 0 && errno != EPERM) {
+		int error = errno;
+
+		close(fd);
+		return -error;
+	}
+	return fd;
+}
+
+static int lock(int fd, int command, short type, off_t start, struct flock *answer)
+{
+	struct flock range = {.l_type = type, .l_whence = SEEK_SET, .l_start = start, .l_len = 1};
+	int result;
+
+	do
+		result = fcntl(fd, command, &range);
+	while (result != 0 && errno == EINTR);
+	if (answer)
+		*answer = range;
+	return result == 0 ? 0 : -errno;
+}
+
+/* The lock over all processes lasts as long as the descriptor it returns. */
+static int enter(void)
+{
+	int fd = open_file("state");
+
+	if (fd >= 0)
+		lock(fd, F_OFD_SETLKW, F_WRLCK, LOCK_BYTE, NULL);
+	return fd;
+}
+
+static void after_fork_in_child(void)
+{
+	/* The parent's record stays the parent's. */
+	pthread_mutex_init(&mutex, NULL);
+	self = NULL;
+	if (self_fd >= 0)
+		close(self_fd);
+	self_fd = -1;
+}
+
+static int map_state(void)
+{
+	int fd = enter(), result = 0;
+	void *memory;
+
+	if (fd < 0)
+		return fd;
+	if (lseek(fd, 0, SEEK_END) < (off_t)sizeof(struct sim_state) &&
+	    ftruncate(fd, sizeof(struct sim_state)) != 0)
+		result = -errno;
+	memory = result ? MAP_FAILED
+			: mmap(NULL, sizeof(struct sim_state), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (memory == MAP_FAILED) {
+		result = result ? result : -errno;
+	} else {
+		state = memory;
+		if (state->magic != MAGIC || state->size != sizeof(struct sim_state)) {
+			memset(state, 0, sizeof(*state));
+			state->size = sizeof(struct sim_state);
+			state->magic = MAGIC;
+		}
+	}
+	close(fd);
+	return result;
+}
+
+int sim_load(void)
+{
+	char path[512];
+	struct stat status;
+	int result = 0;
+
+	pthread_mutex_lock(&mutex);
+	if (!loaded) {
+		path_of(path, sizeof(path), "cards.ini");
+		result = sim_config_read(path, &config);
+		if (result == 0 && stat(path, &status) == 0)
+			config_time = status.st_mtim;
+		if (result == 0)
+			result = map_state();
+		if (result == 0 && !atfork_set) {
+			atfork_set = true;
+			pthread_atfork(NULL, NULL, after_fork_in_child);
+		}
+		loaded = result == 0;
+	}
+	pthread_mutex_unlock(&mutex);
+	return result;
+}
+
+const struct sim_config *sim_config(void)
+{
+	return &config;
+}
+
+bool sim_lost(int card)
+{
+	struct sim_config fresh;
+	struct stat status;
+	char path[512];
+	bool lost;
+
+	pthread_mutex_lock(&mutex);
+	if (sim_now_ns() - config_checked_ns > 10000000u) {
+		config_checked_ns = sim_now_ns();
+		path_of(path, sizeof(path), "cards.ini");
+		if (stat(path, &status) == 0 &&
+		    memcmp(&status.st_mtim, &config_time, sizeof(config_time)) != 0 &&
+		    sim_config_read(path, &fresh) == 0 && fresh.card_count == config.card_count) {
+			config_time = status.st_mtim;
+			for (int i = 0; i < config.card_count; i++)
+				config.cards[i].lost = fresh.cards[i].lost;
+		}
+	}
+	lost = config.cards[card].lost;
+	pthread_mutex_unlock(&mutex);
+	return lost;
+}
+
+bool sim_visible(int card)
+{
+	const char *directory = getenv("VGPU_SIM_DEV");
+	char path[512];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/nvidia%d", directory ? directory : "/dev",
+		 config.cards[card].minor);
+	fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
+	if (fd < 0)
+		return false;
+	close(fd);
+	return true;
+}
+
+static uint64_t pid_namespace(void)
+{
+	char text[64];
+	ssize_t size = readlink("/proc/self/ns/pid", text, sizeof(text) - 1);
+
+	if (size < 6)
+		return 0;
+	text[size] = 0;
+	return strtoull(text + 5, NULL, 10);
+}
+
+static bool alive(int fd, unsigned int index)
+{
+	struct flock answer = {.l_type = F_WRLCK};
+
+	if (self == &state->processes[index])
+		return true;
+	return lock(fd, F_OFD_GETLK, F_WRLCK, PROCESS_BYTE + (off_t)index, &answer) != 0 ||
+	       answer.l_type != F_UNLCK;
+}
+
+static void prune(int fd)
+{
+	for (unsigned int i = 0; i < SIM_PROCESSES; i++)
+		if (state->processes[i].live && !alive(fd, i))
+			memset(&state->processes[i], 0, sizeof(state->processes[i]));
+}
+
+static int join(int fd)
+{
+	unsigned int index = 0;
+	void *page;
+	int high;
+
+	if (self)
+		return 0;
+	prune(fd);
+	while (index < SIM_PROCESSES && state->processes[index].live)
+		index++;
+	if (index == SIM_PROCESSES)
+		return -ENOSPC;
+	self_fd = open_file("state");
+	if (self_fd < 0)
+		return self_fd;
+	high = fcntl(self_fd, F_DUPFD_CLOEXEC, 600);
+	if (high >= 0) {
+		close(self_fd);
+		self_fd = high;
+	}
+	if (lock(self_fd, F_OFD_SETLK, F_WRLCK, PROCESS_BYTE + (off_t)index, NULL) != 0)
+		return -EBUSY;
+	/* The mapping keeps the lock if the program closes every descriptor. */
+	page = mmap(NULL, 4096, PROT_READ, MAP_SHARED, self_fd, 0);
+	if (page != MAP_FAILED)
+		madvise(page, 4096, MADV_DONTFORK);
+	if (pids_fd < 0)
+		pids_fd = open_file("pids");
+	if (pids_fd >= 0)
+		lock(pids_fd, F_SETLK, F_WRLCK, (off_t)index, NULL);
+	self = &state->processes[index];
+	memset(self, 0, sizeof(*self));
+	self->pid = (uint32_t)getpid();
+	self->pid_namespace = pid_namespace();
+	self->live = 1;
+	return 0;
+}
+
+static uint64_t sum(int card)
+{
+	uint64_t used = 0;
+
+	for (unsigned int i = 0; i < SIM_PROCESSES; i++)
+		if (state->processes[i].live)
+			used += state->processes[i].cards[card].used;
+	return used;
+}
+
+/* Enters, joins if asked to, runs the change, leaves. */
+static int change(int card, int64_t bytes, int contexts)
+{
+	struct sim_use *use;
+	int fd, result;
+
+	pthread_mutex_lock(&mutex);
+	fd = enter();
+	if (fd < 0) {
+		pthread_mutex_unlock(&mutex);
+		return fd;
+	}
+	result = join(fd);
+	if (result == 0) {
+		use = &self->cards[card];
+		if (contexts > 0 && use->contexts == 0)
+			bytes += (int64_t)config.cards[card].context_overhead;
+		if (contexts < 0 && use->contexts == 1)
+			bytes -= (int64_t)config.cards[card].context_overhead;
+		if (bytes > 0 && sum(card) + (uint64_t)bytes > config.cards[card].memory)
+			prune(fd);
+		if (bytes > 0 && sum(card) + (uint64_t)bytes > config.cards[card].memory) {
+			result = -ENOMEM;
+		} else {
+			use->used = bytes < 0 && use->used < (uint64_t)-bytes
+					    ? 0
+					    : use->used + (uint64_t)bytes;
+			use->contexts += (uint32_t)contexts;
+		}
+	}
+	close(fd);
+	pthread_mutex_unlock(&mutex);
+	return result;
+}
+
+int sim_alloc(int card, uint64_t bytes)
+{
+	return bytes > INT64_MAX / 2 ? -ENOMEM : change(card, (int64_t)bytes, 0);
+}
+
+void sim_free(int card, uint64_t bytes)
+{
+	change(card, -(int64_t)bytes, 0);
+}
+
+int sim_context(int card, int contexts)
+{
+	return change(card, 0, contexts);
+}
+
+static void record(struct sim_use *use, uint64_t from, uint64_t until)
+{
+	uint64_t horizon = (uint64_t)SIM_RING * SIM_BUCKET_NS;
+
+	if (until > horizon && from < until - horizon)
+		from = until - horizon;
+	while (from < until) {
+		uint64_t id = from / SIM_BUCKET_NS, end = (id + 1) * SIM_BUCKET_NS;
+
+		if (end > until)
+			end = until;
+		if (use->ring[id % SIM_RING].id != (uint32_t)id) {
+			use->ring[id % SIM_RING].id = (uint32_t)id;
+			use->ring[id % SIM_RING].ns = 0;
+		}
+		use->ring[id % SIM_RING].ns += (uint32_t)(end - from);
+		from = end;
+	}
+}
+
+void sim_busy(int card, uint64_t from, uint64_t until)
+{
+	struct sim_use *use;
+
+	pthread_mutex_lock(&mutex);
+	if (self) {
+		use = &self->cards[card];
+		if (from > use->busy_until) {
+			record(use, use->busy_from, use->busy_until);
+			use->busy_from = from;
+		}
+		if (until > use->busy_until)
+			use->busy_until = until;
+	}
+	pthread_mutex_unlock(&mutex);
+}
+
+static unsigned int percent(const struct sim_use *use)
+{
+	uint64_t now = sim_now_ns(), begin = now > 1000000000u ? now - 1000000000u : 0, busy = 0;
+	uint64_t from = use->busy_from > begin ? use->busy_from : begin;
+	uint64_t until = use->busy_until < now ? use->busy_until : now;
+
+	if (until > from)
+		busy = until - from;
+	for (int i = 0; i < SIM_RING; i++)
+		if ((uint64_t)use->ring[i].id * SIM_BUCKET_NS >= begin)
+			busy += use->ring[i].ns;
+	return busy >= 1000000000u ? 100 : (unsigned int)(busy / 10000000u);
+}
+
+/* Adds up and lists the living users of a card. */
+static unsigned int census(int card, struct sim_usage *users, unsigned int capacity, uint64_t *used,
+			   unsigned int *busy)
+{
+	unsigned int count = 0;
+	uint64_t here = pid_namespace();
+	int fd;
+
+	pthread_mutex_lock(&mutex);
+	fd = enter();
+	if (fd >= 0)
+		prune(fd);
+	if (pids_fd < 0)
+		pids_fd = open_file("pids");
+	for (unsigned int i = 0; i < SIM_PROCESSES; i++) {
+		struct sim_process *process = &state->processes[i];
+		struct sim_use *use = &process->cards[card];
+		struct flock answer = {.l_type = F_UNLCK};
+		uint32_t pid = 0;
+
+		if (!process->live)
+			continue;
+		*used += use->used;
+		*busy += percent(use);
+		if (!use->contexts)
+			continue;
+		if (process->pid_namespace == here)
+			pid = process->pid;
+		else if (lock(pids_fd, F_GETLK, F_WRLCK, (off_t)i, &answer) == 0 &&
+			 answer.l_type != F_UNLCK && answer.l_pid > 0)
+			pid = (uint32_t)answer.l_pid;
+		if (!pid)
+			continue; /* not to be seen from this namespace */
+		if (users && count < capacity)
+			users[count] = (struct sim_usage){pid, use->used, percent(use)};
+		count++;
+	}
+	if (fd >= 0)
+		close(fd);
+	pthread_mutex_unlock(&mutex);
+	return count;
+}
+
+uint64_t sim_used(int card)
+{
+	uint64_t used = 0;
+	unsigned int busy = 0;
+
+	census(card, NULL, 0, &used, &busy);
+	return used;
+}
+
+unsigned int sim_busy_percent(int card)
+{
+	uint64_t used = 0;
+	unsigned int busy = 0;
+
+	census(card, NULL, 0, &used, &busy);
+	return busy > 100 ? 100 : busy;
+}
+
+unsigned int sim_users(int card, struct sim_usage *users, unsigned int capacity)
+{
+	uint64_t used = 0;
+	unsigned int busy = 0;
+
+	return census(card, users, capacity, &used, &busy);
+}

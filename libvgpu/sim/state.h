@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the simulated libcuda and libnvidia-ml have in common: the cards, as
+ * cards.ini describes them, and who uses how much of them. The use is in a file
+ * that all processes and containers map, so a card's memory really runs out.
+ *
+ * A process owns one record. An open-file-description lock says that it lives,
+ * a POSIX lock in a second file tells its pid in the reader's PID namespace.
+ */
+#ifndef VGPU_SIM_STATE_H
+#define VGPU_SIM_STATE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define SIM_CARDS 16
+#define SIM_PROCESSES 512
+#define SIM_RING 32
+#define SIM_BUCKET_NS 50000000u
+
+struct sim_card {
+	char uuid[48];
+	unsigned char uuid_bytes[16];
+	char name[64];
+	uint64_t memory;
+	uint64_t context_overhead;
+	int sm_count, numa_node, cc_major, cc_minor, minor, architecture, brand;
+	unsigned int pci_domain, pci_bus, pci_device, pci_function;
+	uint32_t nvlink; /* bit i: linked to card i */
+	bool lost;
+};
+
+struct sim_config {
+	char driver_version[32];
+	int cuda_version;
+	int init_error;
+	int card_count;
+	struct sim_card cards[SIM_CARDS];
+};
+
+struct sim_use { /* of one card by one process */
+	uint64_t used;
+	uint32_t contexts;
+	uint32_t pad;
+	uint64_t busy_from, busy_until; /* CLOCK_MONOTONIC; the last run of kernels */
+	struct {
+		uint32_t id, ns;
+	} ring[SIM_RING]; /* earlier ones, per bucket of time */
+};
+
+struct sim_process {
+	uint32_t live, pid;
+	uint64_t pid_namespace;
+	struct sim_use cards[SIM_CARDS];
+};
+
+struct sim_state {
+	uint64_t magic;
+	uint64_t size;
+	struct sim_process processes[SIM_PROCESSES];
+};
+
+int sim_load(void); /* 0 or a negative errno; may be called often */
+const struct sim_config *sim_config(void);
+bool sim_lost(int card); /* re-reads cards.ini when it has changed */
+bool sim_visible(int card);
+uint64_t sim_now_ns(void);
+
+int sim_alloc(int card, uint64_t bytes); /* 0, -ENOMEM or another errno */
+void sim_free(int card, uint64_t bytes);
+int sim_context(int card, int change);
+void sim_busy(int card, uint64_t from, uint64_t until);
+
+struct sim_usage {
+	uint32_t pid;
+	uint64_t used;
+	unsigned int busy_percent;
+};
+uint64_t sim_used(int card);
+unsigned int sim_busy_percent(int card);
+/* Living processes with a context on the card, as this PID namespace sees them. */
+unsigned int sim_users(int card, struct sim_usage *users, unsigned int capacity);
+
+#endif
