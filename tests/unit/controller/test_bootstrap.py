@@ -1,0 +1,125 @@
+"""What bootstrap puts into a cluster."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from hami_dra.cli.controller import controller
+from hami_dra.contract import names
+from hami_dra.contract.errors import FatalError, UserError
+from hami_dra.controller.bootstrap import Settings, bootstrap, list_hosts
+from hami_dra.controller.manifests import WebhookAddress, render_objects
+from hami_dra.kube.objects import DEVICE_CLASSES, MUTATING_WEBHOOKS, VALIDATING_WEBHOOKS
+from hami_dra.policy.dialects.hami import KEYS
+from hami_dra.service.clock import SystemClock
+from hami_dra.testing.fakecluster import FakeCluster
+from hami_dra.webhook.process import PATH_CLAIMS, PATH_PODS
+from hami_dra.webhook.server import REVIEW_SECONDS
+
+_URL = WebhookAddress(url="https://127.0.0.1:8443/")
+
+
+def _webhooks(address: WebhookAddress = _URL) -> tuple[dict[str, Any], dict[str, Any]]:
+    _, (_, pods), (_, claims) = render_objects(address, b"CA")
+    return pods["webhooks"][0], claims["webhooks"][0]
+
+
+async def test_everything_is_applied_and_again_without_harm(tmp_path: Path) -> None:
+    settings = Settings(certificate_dir=tmp_path, address=_URL)
+    async with FakeCluster() as cluster:
+        for _ in range(2):
+            await bootstrap(settings, cluster.api(), SystemClock())
+        (device_class,) = cluster.objects(DEVICE_CLASSES)
+        assert device_class["metadata"]["name"] == names.DEVICE_CLASS
+        (pods,) = cluster.objects(MUTATING_WEBHOOKS)
+        config = pods["webhooks"][0]["clientConfig"]
+        assert base64.b64decode(config["caBundle"]) == (tmp_path / "ca.crt").read_bytes()
+        (claims,) = cluster.objects(VALIDATING_WEBHOOKS)
+        assert (
+            claims["webhooks"][0]["clientConfig"]["url"] == "https://127.0.0.1:8443/validate-claims"
+        )
+
+
+async def test_a_refusal_names_the_object(tmp_path: Path) -> None:
+    settings = Settings(certificate_dir=tmp_path, address=_URL)
+    async with FakeCluster() as cluster:
+        cluster.fault = lambda _, path: 403 if "mutating" in path else None
+        with pytest.raises(FatalError, match="cannot apply MutatingWebhookConfiguration hami-dra"):
+            await bootstrap(settings, cluster.api(), SystemClock())
+
+
+async def test_an_api_server_that_starts_is_waited_for(tmp_path: Path) -> None:
+    settings = Settings(certificate_dir=tmp_path, address=_URL)
+    answers = iter([503, 503])
+    async with FakeCluster() as cluster:
+        cluster.fault = lambda *_: next(answers, None)
+        await bootstrap(settings, cluster.api(), SystemClock())
+        assert cluster.objects(VALIDATING_WEBHOOKS)
+
+
+def test_addresses() -> None:
+    pods, claims = _webhooks()
+    assert pods["clientConfig"]["url"] == f"https://127.0.0.1:8443{PATH_PODS}"
+    pods, claims = _webhooks(WebhookAddress(namespace="n", name="s"))
+    assert claims["clientConfig"]["service"] == {
+        "namespace": "n",
+        "name": "s",
+        "port": 443,
+        "path": PATH_CLAIMS,
+    }
+    assert "url" not in pods["clientConfig"]
+    assert list_hosts(_URL) == ["127.0.0.1"]
+    assert list_hosts(WebhookAddress(url="https://[::1]:1")) == ["::1"]
+    assert list_hosts(WebhookAddress(namespace="n", name="s")) == [
+        "s.n.svc",
+        "s.n.svc.cluster.local",
+    ]
+
+
+@pytest.mark.parametrize("url", ["http://h", "h:1", "https://", "https://h?x", "https://u@h"])
+def test_an_address_that_the_api_server_would_refuse(url: str) -> None:
+    with pytest.raises(UserError, match="--webhook-url"):
+        list_hosts(WebhookAddress(url=url))
+
+
+def test_the_manifests_say_what_the_code_says() -> None:
+    (_, device_class), *_ = render_objects(_URL, b"")
+    expression = device_class["spec"]["selectors"][0]["cel"]["expression"]
+    assert expression.startswith(f'device.driver == "{names.DRIVER_NAME}" && ')
+    assert f'"{names.DEVICE_TYPE}"' in expression
+    pods, claims = _webhooks()
+    condition = pods["matchConditions"][0]["expression"]
+    assert all(condition.count(f'"{key}"') == 2 for key in KEYS)
+    for webhook in (pods, claims):
+        assert webhook["failurePolicy"] == "Fail"
+        assert webhook["timeoutSeconds"] > REVIEW_SECONDS
+        (term,) = webhook["namespaceSelector"]["matchExpressions"]
+        assert term == {
+            "key": names.LABEL_WEBHOOK_IGNORE,
+            "operator": "NotIn",
+            "values": ["ignore"],
+        }
+    assert pods["objectSelector"] == pods["namespaceSelector"]
+    assert pods["sideEffects"] == "NoneOnDryRun"
+    assert claims["sideEffects"] == "None"
+
+
+def test_the_command_prints_them() -> None:
+    result = CliRunner().invoke(controller, ["manifests"])
+    assert [body["kind"] for body in yaml.safe_load_all(result.output)] == [
+        "DeviceClass",
+        "MutatingWebhookConfiguration",
+        "ValidatingWebhookConfiguration",
+    ]
+
+
+def test_url_and_service_exclude_each_other(tmp_path: Path) -> None:
+    arguments = ["bootstrap", "--cert-dir", str(tmp_path), "--webhook-url", "https://h"]
+    result = CliRunner().invoke(controller, [*arguments, "--webhook-service", "a/b"])
+    assert "exclude each other" in result.output
+    result = CliRunner().invoke(controller, [*arguments, "--webhook-service", "a"])
+    assert "'a' is not NAMESPACE/NAME" in result.output
