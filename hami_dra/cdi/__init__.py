@@ -1,0 +1,1 @@
+"""Container Device Interface: what a runtime puts into containers, as JSON files."""

@@ -1,0 +1,1 @@
+"""The only room with NVML, /sys and the driver's own libraries."""

@@ -1,0 +1,103 @@
+"""The CDI file of one claim: what its containers get besides the card itself.
+
+Everything is an edit of a device, nothing of the whole file: a container that uses only the
+claim's request with admin access gets neither a grant nor libvgpu. Mounts that several devices
+share are equal, so the runtime makes each once.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from hami_dra.cdi.spec import Edits, Mount, render_spec
+from hami_dra.contract import names
+from hami_dra.node.ledger import ClaimRecord
+from hami_dra.node.settings import InjectPath
+from hami_dra.node.sharedir import ShareDirectories
+from hami_dra.policy.binding import Binding, BoundDevice
+
+FILE_PREFIX: Final = f"{names.DRIVER_NAME}-"
+CLAIM_PREFIX: Final = f"{FILE_PREFIX}{names.CDI_CLASS_CLAIM}-"
+
+_SHORT: Final = 8
+_NO_VENDOR_INJECTION: Final = (("NVIDIA_VISIBLE_DEVICES", "void"),)
+"""A node whose default runtime is NVIDIA's would inject cards a second time, from the image's
+own environment; "void" tells it not to."""
+
+
+def name_file(claim_uid: str) -> str:
+    """Return the name of a claim's CDI file, without suffix."""
+    return f"{CLAIM_PREFIX}{claim_uid}"
+
+
+def name_devices(binding: Binding) -> list[str]:
+    """Return a CDI device name for each result: ``<claim UID>-<8 hex>``, unique in the claim.
+
+    Unique per result, because the kubelet tells devices apart by their first CDI id, and two
+    shares of one card may be in one claim.
+    """
+    keys = [_identify(device) for device in binding.devices]
+    short = [key[:_SHORT] for key in keys]
+    unique = short if len(set(short)) == len(short) else keys
+    return [f"{binding.claim_uid}-{key}" for key in unique]
+
+
+def render_claim(
+    record: ClaimRecord,
+    directories: ShareDirectories,
+    *,
+    preload: Path,
+    inject_paths: Sequence[InjectPath],
+) -> tuple[dict[str, Any], list[str]]:
+    """Return a claim's CDI specification and the host paths that it refers to."""
+    injected = tuple(
+        Mount(str(path.host), path.container, read_only=path.read_only) for path in inject_paths
+    )
+    library = (
+        Mount(record.library, names.CONTAINER_LIBVGPU),
+        Mount(str(preload), names.CONTAINER_PRELOAD),
+    )
+    devices = [
+        (
+            name,
+            Edits(
+                mounts=(
+                    *injected,
+                    *(library if device.controlled else ()),
+                    *(
+                        _mount_share(record.binding, device, directories)
+                        if device.controlled
+                        else ()
+                    ),
+                ),
+                environment=_NO_VENDOR_INJECTION,
+            ),
+        )
+        for name, device in zip(name_devices(record.binding), record.binding.devices, strict=True)
+    ]
+    paths = dict.fromkeys(path for _, edits in devices for path in edits.host_paths())
+    return render_spec(names.CDI_KIND_CLAIM, devices), list(paths)
+
+
+def _mount_share(
+    binding: Binding, device: BoundDevice, directories: ShareDirectories
+) -> tuple[Mount, Mount]:
+    uid = binding.claim_uid
+    inside = f"{names.CONTAINER_GRANTS_DIR}/{uid}_{device.request}"
+    return (
+        Mount(str(directories.grant_path(uid, device.request)), f"{inside}/{names.GRANT_FILE}"),
+        Mount(
+            str(directories.region_path(uid, device.request)),
+            f"{inside}/{names.REGION_DIR}",
+            read_only=False,
+            private_data=True,
+        ),
+    )
+
+
+def _identify(device: BoundDevice) -> str:
+    if device.share_id:
+        return device.share_id.replace("-", "").lower()
+    # A card without shares: its request and name are unique in the claim.
+    return hashlib.sha256(f"{device.request}/{device.device}".encode()).hexdigest()[:32]

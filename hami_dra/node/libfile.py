@@ -1,0 +1,78 @@
+"""libvgpu.so on the host: one file per version and content, never changed once it is there.
+
+Running containers have their version mapped; replacing the file under them would be a crash.
+"""
+
+import hashlib
+from collections.abc import Container
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from hami_dra import __version__
+from hami_dra.cdi.store import write_durably
+from hami_dra.contract import names
+from hami_dra.contract.errors import FatalError
+
+_DIGEST_LENGTH: Final = 12
+_LIBRARY_MODE: Final = 0o555
+_PRELOAD_MODE: Final = 0o444
+_DIRECTORY_MODE: Final = 0o755
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledLibrary:
+    """Files on the host that containers get.
+
+    Attributes:
+        library: The current libvgpu.so.
+        preload: Content for ``/etc/ld.so.preload``.
+    """
+
+    library: Path
+    preload: Path
+
+
+def install_library(source: Path, state_dir: Path) -> InstalledLibrary:
+    """Copy the library to ``<state>/lib/libvgpu-<version>-<digest>.so``. Idempotent. Blocking.
+
+    Raises:
+        FatalError: The source cannot be read or the state directory not written.
+    """
+    directory = state_dir / "lib"
+    try:
+        content = source.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()[:_DIGEST_LENGTH]
+        installed = InstalledLibrary(
+            library=directory / f"libvgpu-{__version__}-{digest}.so",
+            preload=directory / "ld.so.preload",
+        )
+        directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        if not _holds(installed.library, content):
+            write_durably(installed.library, content, mode=_LIBRARY_MODE)
+        line = f"{names.CONTAINER_LIBVGPU}\n".encode()
+        if not _holds(installed.preload, line):
+            write_durably(installed.preload, line, mode=_PRELOAD_MODE)
+    except OSError as error:
+        raise FatalError(
+            f"libvgpu cannot be installed from {source} into {directory}: {error}; see --libvgpu "
+            "and --state-dir"
+        ) from error
+    return installed
+
+
+def remove_unused(state_dir: Path, used: Container[str]) -> list[Path]:
+    """Remove libraries that no prepared claim has; return what was removed. Blocking."""
+    unused = [
+        path for path in sorted((state_dir / "lib").glob("libvgpu-*.so")) if str(path) not in used
+    ]
+    for path in unused:
+        path.unlink(missing_ok=True)
+    return unused
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    try:
+        return path.read_bytes() == content
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,234 @@
+"""Prepare and Unprepare of one claim: verify, plan, write down, do, write down that it is done.
+
+Order of Prepare: intent in the ledger, record and directories, CDI file, "ready" in the ledger,
+answer. A crash after any of them leaves either an intent that nobody was told of, which the next
+start undoes, or a claim that the next Prepare finds and repairs. Order of Unprepare: CDI file (no
+container can start with it any more), directories, ledger.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from hami_dra.cdi.store import CdiStore
+from hami_dra.contract.errors import RetryError, UserError
+from hami_dra.contract.names import CDI_KIND_CLAIM
+from hami_dra.kube import Api
+from hami_dra.kube.errors import NotFoundError
+from hami_dra.kube.objects import CLAIMS
+from hami_dra.node.basedevices import BaseDevices
+from hami_dra.node.claimspec import name_devices, name_file, render_claim
+from hami_dra.node.ledger import CardCapacity, ClaimRecord, Ledger, encode_record
+from hami_dra.node.libfile import InstalledLibrary
+from hami_dra.node.service import ClaimRef, PreparedDevice
+from hami_dra.node.settings import NodeSettings
+from hami_dra.node.sharedir import ShareDirectories
+from hami_dra.policy.binding import Binding, bind_claim
+from hami_dra.policy.devices import CORES_PER_CARD, GpuFacts
+
+PREPARE_STEPS: Final = (
+    "ledger-intent",
+    "record",
+    "directories",
+    "cdi",
+    "ledger-ready",
+)
+UNPREPARE_STEPS: Final = ("unprepare-cdi", "unprepare-directories", "unprepare-ledger")
+
+Step = Callable[[str], None]
+T = TypeVar("T")
+
+
+def no_step(_: str) -> None:
+    """Do nothing after a step."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimFiles:
+    """Everything on disk that belongs to claims. Blocking."""
+
+    store: CdiStore
+    directories: ShareDirectories
+    base: BaseDevices
+    installed: InstalledLibrary
+    settings: NodeSettings
+
+    def render(self, record: ClaimRecord) -> tuple[dict[str, Any], list[str]]:
+        """Return a claim's CDI specification and the host paths in it."""
+        return render_claim(
+            record,
+            self.directories,
+            preload=self.installed.preload,
+            inject_paths=self.settings.inject_paths,
+        )
+
+    def write_spec(self, record: ClaimRecord) -> bool:
+        """Write a claim's CDI file; return whether it changed.
+
+        Raises:
+            RetryError: A path that it refers to does not exist; names it.
+            CdiDirectoryError: The directory is not writable.
+        """
+        spec, paths = self.render(record)
+        for path in paths:
+            if not Path(path).exists():
+                raise RetryError(f"{path}: no such file, but the claim's containers need it")
+        return self.store.write(name_file(record.binding.claim_uid), spec)
+
+    def choose_library(self, known: ClaimRecord | None) -> str:
+        """Return the library for a claim: the one its containers have already, if any."""
+        if known is not None and Path(known.library).is_file():
+            return known.library
+        return str(self.installed.library)
+
+
+class Preparer:
+    """Does the kubelet's work on claims. The caller holds the claim's lock.
+
+    Args:
+        api: Needs get on resourceclaims.
+        ledger: What is prepared.
+        files: What is on disk.
+        gpus: Returns this node's cards by device name.
+        boot_id: Of the running kernel.
+        settings: The node's.
+        executor: The one thread that touches `files`.
+        step: Called after each durable step with its name (`PREPARE_STEPS`, `UNPREPARE_STEPS`).
+    """
+
+    def __init__(
+        self,
+        *,
+        api: Api,
+        ledger: Ledger,
+        files: ClaimFiles,
+        gpus: Callable[[], Mapping[str, GpuFacts]],
+        boot_id: str,
+        settings: NodeSettings,
+        executor: ThreadPoolExecutor,
+        step: Step = no_step,
+    ) -> None:
+        self._api = api
+        self._ledger = ledger
+        self._files = files
+        self._gpus = gpus
+        self._boot_id = boot_id
+        self._settings = settings
+        self._executor = executor
+        self._step = step
+
+    async def prepare(self, claim: ClaimRef) -> tuple[PreparedDevice, ...]:
+        """Make a claim's devices usable; see `ClaimHandler.prepare`."""
+        gpus = self._gpus()
+        settings = self._settings
+        binding = bind_claim(
+            await self._read_claim(claim),
+            gpus,
+            pool=settings.node_name,
+            split_count=settings.split_count,
+        )
+        known = await self._ledger.find(claim.uid)
+        record = ClaimRecord(
+            binding=binding,
+            library=self._files.choose_library(known),
+            boot_id=self._boot_id,
+        )
+        base_ids = await self._in_thread(self._resolve_all, binding, gpus)
+        await self._ledger.begin(record, _list_capacities(binding, gpus, settings.split_count))
+        self._step("ledger-intent")
+        await self._in_thread(
+            self._files.directories.write_record,
+            claim.uid,
+            encode_record(replace(record, ready=True)),
+        )
+        self._step("record")
+        await self._in_thread(self._files.directories.ensure, binding)
+        self._step("directories")
+        await self._in_thread(self._files.write_spec, record)
+        self._step("cdi")
+        await self._ledger.finish(claim.uid, self._boot_id)
+        self._step("ledger-ready")
+        return tuple(
+            PreparedDevice(
+                request=device.request,
+                pool=device.pool,
+                device=device.device,
+                cdi_ids=(f"{CDI_KIND_CLAIM}={name}", base_id),
+                share_id=device.share_id,
+            )
+            for name, device, base_id in zip(
+                name_devices(binding), binding.devices, base_ids, strict=True
+            )
+        )
+
+    async def unprepare(self, claim: ClaimRef) -> None:
+        """Undo it, from what is on this node alone; see `ClaimHandler.unprepare`."""
+        await self.forget(claim.uid)
+
+    async def forget(self, uid: str) -> None:
+        """Remove everything that belongs to a claim. Idempotent; an unknown claim is no error."""
+        await self._in_thread(self._files.store.remove, name_file(uid))
+        self._step("unprepare-cdi")
+        await self._in_thread(self._files.directories.remove, uid)
+        self._step("unprepare-directories")
+        await self._ledger.remove(uid)
+        self._step("unprepare-ledger")
+
+    async def is_gone(self, binding: Binding) -> bool:
+        """Whether the API server says that a claim no longer exists (by UID).
+
+        Raises:
+            ApiError: It does not answer.
+        """
+        try:
+            found = await self._api.get(CLAIMS, binding.name, namespace=binding.namespace)
+        except NotFoundError:
+            return True
+        return bool(found["metadata"].get("uid") != binding.claim_uid)
+
+    async def _read_claim(self, ref: ClaimRef) -> dict[str, Any]:
+        try:
+            claim = await self._api.get(CLAIMS, ref.name, namespace=ref.namespace)
+        except NotFoundError as error:
+            raise UserError(f"claim {ref.namespace}/{ref.name} does not exist") from error
+        except ValueError as error:
+            raise UserError(f"claim {ref.namespace}/{ref.name}: {error}") from error
+        uid = claim.get("metadata", {}).get("uid")
+        if uid != ref.uid:
+            raise UserError(
+                f"claim {ref.namespace}/{ref.name} was replaced: its metadata.uid is {uid}, the "
+                f"kubelet asks for {ref.uid}"
+            )
+        return claim
+
+    def _resolve_all(self, binding: Binding, gpus: Mapping[str, GpuFacts]) -> list[str]:
+        return [self._files.base.resolve(device, gpus) for device in binding.devices]
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+
+
+def _list_capacities(
+    binding: Binding, gpus: Mapping[str, GpuFacts], split_count: int
+) -> dict[str, CardCapacity]:
+    return {
+        device.device: CardCapacity(
+            memory_mib=gpus[device.device].memory_mib, cores=CORES_PER_CARD, slots=split_count
+        )
+        for device in binding.devices
+    }
+
+
+def read_boot_id(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
+    """Return what tells this boot from every other.
+
+    Raises:
+        RetryError: /proc does not say.
+    """
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise RetryError(f"{path} cannot be read: {error}") from error

@@ -1,0 +1,192 @@
+"""The directories of prepared claims: ``<state>/claims/<uid>/<request>/{grant,region/}``.
+
+The parents are root's alone. A container sees only its own grant (read-only file) and region
+(directory, world-writable with the sticky bit, because containers run as any user). Both are bind
+mounts, so nobody walks through the parents.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from hami_dra.cdi.store import sync_directory, write_durably
+from hami_dra.contract import names
+from hami_dra.contract.errors import RetryError, UserError
+from hami_dra.contract.grant import Grant, GrantDevice, decode_grant, encode_grant
+from hami_dra.contract.quantity import MIB
+from hami_dra.policy.binding import Binding, BoundDevice
+
+_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")
+_RECORD: Final = "record.json"
+_PRIVATE_MODE: Final = 0o700
+_REGION_MODE: Final = 0o1777
+_GRANT_MODE: Final = 0o444
+_SEQUENCE_OFFSET: Final = 16
+_VALUES_OFFSET: Final = 24
+
+
+class ShareDirectories:
+    """Makes, repairs and removes them. Blocking; call it from a thread of its own."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._root = state_dir / "claims"
+
+    def grant_path(self, uid: str, request: str) -> Path:
+        """Return where a request's grant is."""
+        return self._claim(uid) / _checked(request) / names.GRANT_FILE
+
+    def region_path(self, uid: str, request: str) -> Path:
+        """Return where a request's region directory is."""
+        return self._claim(uid) / _checked(request) / names.REGION_DIR
+
+    def ensure(self, binding: Binding) -> None:
+        """Make what is missing and bring grants up to date. Idempotent.
+
+        Nothing that exists is removed: programs may be running on it.
+
+        Raises:
+            RetryError: A file cannot be written at the moment.
+        """
+        try:
+            self._ensure(binding)
+        except OSError as error:
+            raise RetryError(f"state directory {self._root}: {error.strerror or error}") from error
+
+    def write_record(self, uid: str, record: bytes) -> None:
+        """Keep a copy of the ledger's row beside the data, for the day the ledger is lost.
+
+        Raises:
+            RetryError: It cannot be written at the moment.
+        """
+        try:
+            _make_private(self._claim(uid))
+            write_durably(self._claim(uid) / _RECORD, record, mode=0o600)
+        except OSError as error:
+            raise RetryError(f"state directory {self._root}: {error.strerror or error}") from error
+
+    def read_records(self) -> Iterable[tuple[str, bytes]]:
+        """Return claim UIDs and the records found, of every claim that has one."""
+        for uid in self.uids():
+            try:
+                yield uid, (self._claim(uid) / _RECORD).read_bytes()
+            except OSError:
+                continue
+
+    def uids(self) -> list[str]:
+        """Return the claims that have a directory."""
+        try:
+            return sorted(p.name for p in self._root.iterdir() if _NAME.fullmatch(p.name))
+        except FileNotFoundError:
+            return []
+
+    def remove(self, uid: str) -> None:
+        """Remove a claim's directories. Idempotent.
+
+        Raises:
+            RetryError: Something cannot be removed at the moment.
+        """
+        directory = self._claim(uid)
+        try:
+            if directory.exists():
+                shutil.rmtree(directory)
+                sync_directory(self._root)
+        except OSError as error:
+            raise RetryError(f"{directory} cannot be removed: {error}") from error
+
+    def clear_regions(self, binding: Binding) -> None:
+        """Empty the region directories of a claim that has no living process (after a reboot)."""
+        for request in binding.requests:
+            region = self.region_path(binding.claim_uid, request)
+            if region.is_dir():
+                shutil.rmtree(region)
+                _make(region, _REGION_MODE)
+
+    def _claim(self, uid: str) -> Path:
+        return self._root / _checked(uid)
+
+    def _ensure(self, binding: Binding) -> None:
+        claim = self._claim(binding.claim_uid)
+        _make_private(claim)
+        for request, devices in binding.requests.items():
+            controlled = [device for device in devices if device.controlled]
+            if not controlled:
+                continue
+            _make_private(claim / request)
+            _make(claim / request / names.REGION_DIR, _REGION_MODE)
+            _write_grant(
+                claim / request / names.GRANT_FILE,
+                Grant(
+                    claim_uid=binding.claim_uid,
+                    request=request,
+                    devices=tuple(_grant_device(device) for device in controlled),
+                ),
+            )
+            sync_directory(claim / request)
+        sync_directory(claim)
+        sync_directory(self._root)
+
+
+def _checked(name: str) -> str:
+    """Refuse a name from outside that is not one plain path component."""
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{name!r} is not a claim UID or request name")
+    return name
+
+
+def _grant_device(device: BoundDevice) -> GrantDevice:
+    return GrantDevice(
+        uuid=device.uuid,
+        memory_limit_bytes=device.memory_mib * MIB,
+        cores_percent=device.cores_percent,
+        share_id=device.share_id or "",
+        control_disabled=False,
+    )
+
+
+def _make_private(directory: Path) -> None:
+    directory.mkdir(mode=_PRIVATE_MODE, parents=True, exist_ok=True)
+    directory.chmod(_PRIVATE_MODE)
+    directory.parent.chmod(_PRIVATE_MODE)
+
+
+def _make(directory: Path, mode: int) -> None:
+    directory.mkdir(exist_ok=True)
+    directory.chmod(mode)
+
+
+def _write_grant(path: Path, grant: Grant) -> None:
+    """Write a grant; one that exists is changed in place, because containers have it mapped."""
+    known = _read_grant(path)
+    if known is None or _cards(known) != _cards(grant):
+        # Nobody can be using it: an allocation does not change while a pod holds the claim.
+        write_durably(path, encode_grant(grant), mode=_GRANT_MODE)
+        return
+    if known.devices == grant.devices and known.sequence % 2 == 0:
+        return
+    busy = known.sequence | 1
+    content = encode_grant(grant)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        # Odd while the values change, then even again: readers of the mapping retry meanwhile.
+        os.pwrite(descriptor, busy.to_bytes(8, "little"), _SEQUENCE_OFFSET)
+        os.pwrite(descriptor, content[_VALUES_OFFSET:], _VALUES_OFFSET)
+        os.pwrite(descriptor, (busy + 1).to_bytes(8, "little"), _SEQUENCE_OFFSET)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_grant(path: Path) -> Grant | None:
+    try:
+        return decode_grant(path.read_bytes())
+    except (OSError, ValueError, msgspec.MsgspecError):
+        return None
+
+
+def _cards(grant: Grant) -> list[tuple[str, str]]:
+    return [(device.uuid, device.share_id) for device in grant.devices]

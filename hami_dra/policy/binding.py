@@ -1,0 +1,260 @@
+"""What an allocated claim means on this node: which cards, and which limits hold.
+
+The scheduler's answer (``status.allocation``) decides, not what the claim asked for: the consumed
+capacity of each result is what was taken from the card.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hami_dra.contract import names
+from hami_dra.contract.claimconfig import ShareConfig, decode_share_config
+from hami_dra.contract.errors import RetryError, UserError
+from hami_dra.contract.quantity import MIB, parse_bytes, parse_quantity
+from hami_dra.policy.devices import CORES_PER_CARD, GpuFacts
+
+_RESULTS = "status.allocation.devices.results"
+_CONFIG = "status.allocation.devices.config"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoundDevice:
+    """One result of the allocation, understood.
+
+    Attributes:
+        request: Name in ``spec.devices.requests``: "g" of "g/small".
+        pool: Pool of the device, echoed to the kubelet.
+        device: Device name in the ResourceSlice.
+        uuid: The card.
+        minor: N of ``/dev/nvidiaN``.
+        share_id: The scheduler's share; ``None`` where sharing is off in the cluster.
+        memory_mib: Enforced memory; 0 = not limited.
+        cores_percent: Enforced compute; 0 = not limited.
+        consumed_memory_mib: What counts against the card.
+        consumed_cores: What counts against the card's 100.
+        consumed_slots: What counts against the card's split count.
+        exclusive: Whole card, by a cluster that cannot share: nobody else may be on it.
+        admin: Admin access: not limited and not counted.
+    """
+
+    request: str
+    pool: str
+    device: str
+    uuid: str
+    minor: int
+    share_id: str | None
+    memory_mib: int
+    cores_percent: int
+    consumed_memory_mib: int
+    consumed_cores: int
+    consumed_slots: int
+    exclusive: bool = False
+    admin: bool = False
+
+    @property
+    def controlled(self) -> bool:
+        """Whether the container gets a grant and libvgpu: a share, limited or not."""
+        return not (self.exclusive or self.admin)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Binding:
+    """The plan for one claim; everything that Prepare does follows from it."""
+
+    claim_uid: str
+    namespace: str
+    name: str
+    devices: tuple[BoundDevice, ...]
+
+    @property
+    def requests(self) -> dict[str, tuple[BoundDevice, ...]]:
+        """Devices by request, requests in the order of their first result."""
+        grouped: dict[str, tuple[BoundDevice, ...]] = {}
+        for device in self.devices:
+            grouped[device.request] = (*grouped.get(device.request, ()), device)
+        return grouped
+
+
+def bind_claim(
+    claim: Mapping[str, Any], gpus: Mapping[str, GpuFacts], *, pool: str, split_count: int
+) -> Binding:
+    """Understand an allocated claim.
+
+    Args:
+        claim: A ResourceClaim.
+        gpus: This node's cards by device name.
+        pool: This node's pool.
+        split_count: Published ``slots`` of a card; an exclusive device takes them all.
+
+    Raises:
+        UserError: The claim can never be prepared here; names the claim and the field.
+        RetryError: Not allocated yet, or a card is not there (it may come back).
+    """
+    metadata = claim.get("metadata") or {}
+    label = f"claim {metadata.get('namespace', '')}/{metadata.get('name', '')}"
+    allocation = (claim.get("status") or {}).get("allocation")
+    if not allocation:
+        raise RetryError(f"{label}: status.allocation is empty; the scheduler has not placed it")
+    devices = allocation.get("devices") or {}
+    try:
+        bound = tuple(
+            _bind_result(
+                result, f"{_RESULTS}[{index}]", devices.get("config") or [], gpus, split_count
+            )
+            for index, result in _own_results(devices.get("results") or [], pool)
+        )
+    except UserError as error:
+        raise _locate(error, label) from error
+    except RetryError as error:
+        raise RetryError(f"{label}: {error}") from error
+    if not bound:
+        none = f"has no device of driver {names.DRIVER_NAME} in this node's pool {pool!r}"
+        raise _locate(UserError(none, field=_RESULTS), label)
+    return Binding(
+        claim_uid=str(metadata.get("uid", "")),
+        namespace=str(metadata.get("namespace", "")),
+        name=str(metadata.get("name", "")),
+        devices=bound,
+    )
+
+
+def _locate(error: UserError, label: str) -> UserError:
+    """Return the error with the claim's name before it; the field is in the text already."""
+    located = UserError(f"{label}: {error}")
+    located.field = error.field
+    return located
+
+
+def _own_results(
+    results: Sequence[Mapping[str, Any]], pool: str
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for index, result in enumerate(results):
+        if result.get("driver") == names.DRIVER_NAME and result.get("pool") == pool:
+            yield index, result
+
+
+def _bind_result(
+    result: Mapping[str, Any],
+    field: str,
+    configs: Sequence[Mapping[str, Any]],
+    gpus: Mapping[str, GpuFacts],
+    split_count: int,
+) -> BoundDevice:
+    request = str(result.get("request", ""))
+    device = str(result.get("device", ""))
+    gpu = gpus.get(device)
+    if gpu is None:
+        known = ", ".join(sorted(gpus)) or "none"
+        raise RetryError(
+            f"{field}.device: card {device} is gone from this node (present: {known}); bring the "
+            "card back, or delete the pod so that its claim is allocated anew"
+        )
+    config, config_field, source = _find_config(configs, request)
+    admin = bool(result.get("adminAccess"))
+    share_id = result.get("shareID")
+    exclusive = share_id is None or result.get("consumedCapacity") is None
+    if admin or exclusive:
+        return BoundDevice(
+            request=request.partition("/")[0],
+            pool=str(result["pool"]),
+            device=device,
+            uuid=gpu.uuid,
+            minor=gpu.minor,
+            share_id=share_id,
+            memory_mib=0,
+            cores_percent=0,
+            consumed_memory_mib=0 if admin else gpu.memory_mib,
+            consumed_cores=0 if admin else CORES_PER_CARD,
+            consumed_slots=0 if admin else split_count,
+            exclusive=not admin,
+            admin=admin,
+        )
+    consumed = result["consumedCapacity"]
+    memory_mib = _read_memory(consumed, field)
+    cores = _read_count(consumed, names.CAPACITY_CORES, field, absent=0)
+    limit_mib = _limit_memory(memory_mib, config, config_field, source)
+    return BoundDevice(
+        request=request.partition("/")[0],
+        pool=str(result["pool"]),
+        device=device,
+        uuid=gpu.uuid,
+        minor=gpu.minor,
+        share_id=str(share_id),
+        # A share of everything needs no hooks: 0 tells libvgpu to hand none out.
+        memory_mib=0 if limit_mib >= gpu.memory_mib else limit_mib,
+        cores_percent=0 if cores >= CORES_PER_CARD else cores,
+        consumed_memory_mib=memory_mib,
+        consumed_cores=cores,
+        consumed_slots=_read_count(consumed, names.CAPACITY_SLOTS, field, absent=1),
+    )
+
+
+def _read_memory(consumed: Mapping[str, Any], field: str) -> int:
+    where = f"{field}.consumedCapacity.{names.CAPACITY_MEMORY}"
+    text = consumed.get(names.CAPACITY_MEMORY)
+    try:
+        memory_mib = 0 if text is None else parse_bytes(text) // MIB
+    except ValueError as error:
+        raise UserError(str(error), field=where) from error
+    if memory_mib <= 0:
+        raise UserError(
+            f"is {text or 'missing'}: a share without memory would not be limited; ask for at "
+            f"least 1Mi in spec.devices.requests[].exactly.capacity.requests."
+            f"{names.CAPACITY_MEMORY} (0 is for adminAccess only)",
+            field=where,
+        )
+    return memory_mib
+
+
+def _read_count(consumed: Mapping[str, Any], capacity: str, field: str, *, absent: int) -> int:
+    where = f"{field}.consumedCapacity.{capacity}"
+    text = consumed.get(capacity)
+    if text is None:
+        return absent
+    try:
+        value = parse_quantity(text)
+    except ValueError as error:
+        raise UserError(str(error), field=where) from error
+    if value < 0:
+        raise UserError(f"is {text}, less than nothing", field=where)
+    return -(-value.numerator // value.denominator)
+
+
+def _find_config(
+    configs: Sequence[Mapping[str, Any]], request: str
+) -> tuple[ShareConfig | None, str, str]:
+    """Return the configuration that holds for a result, where it stands, and its source.
+
+    A claim's configuration wins over its class's; among equals the last one wins. An entry names
+    requests ("g"), one alternative of a request ("g/small"), or, naming none, holds for all.
+    """
+    chosen: tuple[ShareConfig | None, str, str] = (None, "", "")
+    wanted = {request, request.partition("/")[0]}
+    for source in ("FromClass", "FromClaim"):
+        for index, entry in enumerate(configs):
+            opaque = entry.get("opaque") or {}
+            listed = set(entry.get("requests") or ())
+            if (
+                entry.get("source", "FromClaim") == source
+                and opaque.get("driver") == names.DRIVER_NAME
+                and (not listed or listed & wanted)
+            ):
+                field = f"{_CONFIG}[{index}].opaque.parameters"
+                config = decode_share_config(opaque.get("parameters"), field=field)
+                chosen = (config, field, source)
+    return chosen
+
+
+def _limit_memory(consumed_mib: int, config: ShareConfig | None, field: str, source: str) -> int:
+    wanted = config.memory_limit_mib if config else None
+    if wanted is None or wanted == consumed_mib:
+        return consumed_mib
+    if wanted > consumed_mib and source == "FromClaim":
+        raise UserError(
+            f"is {wanted}, more than the {consumed_mib} MiB that the claim consumes; it can only "
+            "lower the limit",
+            field=f"{field}.memoryLimitMiB",
+        )
+    # A class's limit is a ceiling for claims of every size.
+    return min(wanted, consumed_mib)

@@ -1,0 +1,48 @@
+"""Cards that a test puts in and takes out."""
+
+from hami_dra.contract.errors import RetryError
+from hami_dra.gpu.source import Discovery, SkippedGpu
+from hami_dra.policy.devices import GpuFacts
+
+
+def make_gpu(number: int = 0, *, memory_mib: int = 40960) -> GpuFacts:
+    """Return a plausible card; different numbers make different cards."""
+    return GpuFacts(
+        uuid=f"GPU-{number:08x}-1111-2222-3333-444444444444",
+        index=number,
+        minor=number,
+        product_name="NVIDIA A100-PCIE-40GB",
+        brand="Nvidia",
+        architecture="Ampere",
+        compute_capability="8.0",
+        driver_version="580.95.05",
+        cuda_driver_version="13.0",
+        memory_mib=memory_mib,
+        pci_bus_id=f"0000:{number + 1:02x}:00.0",
+        pcie_root="pci0000:00",
+        numa_node=number % 2,
+    )
+
+
+class FakeGpus:
+    """A `GpuSource` whose answers a test sets.
+
+    Attributes:
+        gpus: What is found.
+        skipped: Cards that cannot be described.
+        fault: Text of the error instead of an answer, ``None`` for an answer.
+        looks: How often somebody looked.
+    """
+
+    def __init__(self, *gpus: GpuFacts) -> None:
+        self.gpus = gpus
+        self.skipped: tuple[SkippedGpu, ...] = ()
+        self.fault: str | None = None
+        self.looks = 0
+
+    async def discover(self) -> Discovery:
+        """Return what was set, or raise it."""
+        self.looks += 1
+        if self.fault is not None:
+            raise RetryError(self.fault)
+        return Discovery(self.gpus, self.skipped)
