@@ -36,7 +36,7 @@ class PodReviewer:
         try:
             return await self._rewrite(request, request.object)
         except UserError as error:
-            return deny(str(error))
+            return deny(f"Pod {request.namespace}/{request.object_name}: {error}")
         except RetryError as error:
             return postpone(str(error))
         except ApiError as error:

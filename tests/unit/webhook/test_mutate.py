@@ -81,6 +81,7 @@ async def test_bad_numbers_are_denied_and_write_nothing() -> None:
     async with FakeCluster() as cluster:
         verdict = await _Webhook(cluster).review(build_pod(gpu=1, gpumem="10Gi"))
         assert (verdict.result, verdict.code) == ("denied", 403)
+        assert verdict.message.startswith("Pod team/p-: spec.containers[0].resources.limits[")
         assert "write 10240 for 10Gi" in verdict.message
         assert cluster.requests == []
 
