@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PROGRAMS = ("ip", "unshare", "nsenter", "mount", "openssl", "ldd")
 PACKAGES = {"ip": "iproute2", "unshare": "util-linux", "nsenter": "util-linux", "ldd": "libc-bin"}
-COLD_MIB = 6 * 1024
+COLD_MIB = 8 * 1024  # measured: Go modules 1.8 GiB, build cache 4.7 GiB, programs 0.6 GiB
 WARM_MIB = 1024
 OPENSSL = 3
 NAMESPACES = ("unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc")
