@@ -55,7 +55,7 @@ class PodRequest:
     """Everything that a dialect read from one pod.
 
     Attributes:
-        shares: In the order of the containers, app containers first; one claim request each.
+        shares: One claim request each; those of containers that run together come first.
         uses: Container name to the container whose share it uses; only containers with a share.
         original: Container name to the keys that were read, as ``{"limits": .., "requests": ..}``.
         warnings: What was read differently from how it was written.

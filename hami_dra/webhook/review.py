@@ -15,6 +15,11 @@ from hami_dra.contract.errors import UserError
 
 _API_VERSION: Final = "admission.k8s.io/v1"
 _KIND: Final = "AdmissionReview"
+_REASONS: Final = {
+    HTTPStatus.FORBIDDEN: "Forbidden",
+    HTTPStatus.SERVICE_UNAVAILABLE: "ServiceUnavailable",
+}
+"""StatusReason (meta/v1), which kubectl prints."""
 _LONGEST_WARNING: Final = 256
 """The API server may cut longer ones (admission/v1 AdmissionResponse)."""
 _MOST_WARNING_CHARACTERS: Final = 4096
@@ -131,7 +136,11 @@ def encode_review(uid: str, verdict: Verdict) -> bytes:
     """Return the body of the answer."""
     response: dict[str, Any] = {"uid": uid, "allowed": verdict.allowed}
     if not verdict.allowed:
-        response["status"] = {"code": int(verdict.code), "message": verdict.message}
+        response["status"] = {
+            "code": int(verdict.code),
+            "reason": _REASONS.get(verdict.code, "InternalError"),
+            "message": verdict.message,
+        }
     elif verdict.patch:
         response["patchType"] = "JSONPatch"
         response["patch"] = base64.b64encode(msgspec.json.encode(verdict.patch)).decode()

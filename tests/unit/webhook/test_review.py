@@ -80,7 +80,10 @@ def _response(verdict: Verdict) -> dict[str, Any]:
 
 def test_answers() -> None:
     assert _response(Verdict()) == {"allowed": True}
-    assert _response(deny("no")) == {"allowed": False, "status": {"code": 403, "message": "no"}}
+    assert _response(deny("no")) == {
+        "allowed": False,
+        "status": {"code": 403, "reason": "Forbidden", "message": "no"},
+    }
     operation = {"op": "remove", "path": "/a"}
     patched = _response(Verdict(patch=(operation,), warnings=("w",)))
     assert msgspec.json.decode(base64.b64decode(patched.pop("patch"))) == [operation]

@@ -181,6 +181,7 @@ async def test_a_slow_decision_asks_to_try_again(tmp_path: Path) -> None:
         _, answer = await client.post(encode(build_review({})))
         assert answer["response"]["status"] == {
             "code": 503,
+            "reason": "ServiceUnavailable",
             "message": "no decision within 0.05 s; try again",
         }
 
