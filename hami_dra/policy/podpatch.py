@@ -10,7 +10,6 @@ from typing import Any, Final
 import msgspec
 
 from hami_dra.contract.names import ANNOTATION_ORIGINAL_REQUEST, POD_CLAIM_NAME
-from hami_dra.policy.dialects.hami import KEYS
 from hami_dra.policy.request import PodRequest
 
 HAMI_SCHEDULER: Final = "hami-scheduler"
@@ -50,7 +49,7 @@ def _rewrite_container(container: dict[str, Any], request: PodRequest) -> dict[s
     for key in ("limits", "requests"):
         if not resources.get(key):
             continue
-        kept = {name: value for name, value in resources[key].items() if name not in KEYS}
+        kept = {name: value for name, value in resources[key].items() if name not in request.keys}
         if kept:
             resources[key] = kept
         else:

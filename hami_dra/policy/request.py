@@ -58,12 +58,14 @@ class PodRequest:
         shares: One claim request each; those of containers that run together come first.
         uses: Container name to the container whose share it uses; only containers with a share.
         original: Container name to the keys that were read, as ``{"limits": .., "requests": ..}``.
+        keys: Resource names that the claim replaces, to be removed wherever they stand.
         warnings: What was read differently from how it was written.
     """
 
     shares: tuple[Share, ...]
     uses: dict[str, str]
     original: dict[str, dict[str, dict[str, Any]]]
+    keys: tuple[str, ...]
     warnings: tuple[str, ...] = ()
 
 

@@ -65,7 +65,9 @@ def read_pod(pod: PodView) -> PodRequest | None:
     if not original:
         return None
     shares, uses = place_shares(beside, before)
-    return PodRequest(shares=shares, uses=uses, original=original, warnings=tuple(warnings))
+    return PodRequest(
+        shares=shares, uses=uses, original=original, keys=KEYS, warnings=tuple(warnings)
+    )
 
 
 def _find_keys(place: Place) -> dict[str, dict[str, Any]]:
