@@ -153,7 +153,7 @@ def node(
         )
         asyncio.run(run_node(settings, step=context.obj or no_step))
     except* FatalError as group:
-        raise click.ClickException("; ".join(_messages(group))) from group
+        raise FatalError("; ".join(_messages(group))) from group
 
 
 def _messages(group: BaseExceptionGroup[FatalError]) -> list[str]:

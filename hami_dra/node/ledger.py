@@ -77,17 +77,17 @@ class Ledger:
     Every method may be cancelled: its change is then made or not, never half.
 
     Attributes:
-        rebuilt: Whether an unreadable file was moved aside, so that this one began empty.
+        empty_start: Whether this file began empty: a new node, or a ledger that was lost.
     """
 
     def __init__(self, connection: sqlite3.Connection, executor: ThreadPoolExecutor) -> None:
         self._connection = connection
         self._executor = executor
-        self.rebuilt = False
+        self.empty_start = False
 
     @classmethod
     async def open(cls, path: Path) -> Self:
-        """Open or create a ledger; one that cannot be read is moved aside (`rebuilt` is True).
+        """Open or create a ledger; one that cannot be read is moved aside.
 
         Raises:
             FatalError: The directory is not usable.
@@ -95,7 +95,7 @@ class Ledger:
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
         loop = asyncio.get_running_loop()
         try:
-            connection, rebuilt = await loop.run_in_executor(executor, _open, path)
+            connection, empty_start = await loop.run_in_executor(executor, _open, path)
         except (OSError, sqlite3.Error) as error:
             executor.shutdown()
             raise FatalError(
@@ -103,7 +103,7 @@ class Ledger:
                 "directory on a local disk"
             ) from error
         ledger = cls(connection, executor)
-        ledger.rebuilt = rebuilt
+        ledger.empty_start = empty_start
         return ledger
 
     async def close(self) -> None:
@@ -245,8 +245,9 @@ def decode_record(raw: bytes) -> ClaimRecord:
 
 def _open(path: Path) -> tuple[sqlite3.Connection, bool]:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    existed = path.exists()
     try:
-        return _connect(path), False
+        return _connect(path), not existed
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError) and not path.is_file():
             raise

@@ -156,6 +156,8 @@ class Publisher:
         pages = [self._adopt(i, page) for i, page in enumerate(split_pages(devices))]
         plan = plan_slices(mine, pages, pool, generation=self._statistics.generation)
         if not plan.empty:
+            if not self._adopted:
+                self._statistics = replace(self._statistics, dropped_fields=())
             await self._execute(plan)
             _log.info(
                 "slices.reconciled",
@@ -230,7 +232,10 @@ class Publisher:
         if dropped:
             index = int(metadata["name"].partition("-")[0], 16)
             self._adopted[index] = (normalize_devices(sent), kept)
-        self._statistics = replace(self._statistics, dropped_fields=tuple(dropped))
+        known = self._statistics.dropped_fields
+        self._statistics = replace(
+            self._statistics, dropped_fields=tuple(sorted({*known, *dropped}))
+        )
 
     def _adopt(self, index: int, page: list[Object]) -> list[Object]:
         wanted, kept = self._adopted.get(index, (None, page))

@@ -81,7 +81,7 @@ class Recovery:
     async def start(self) -> RecoveryReport:
         """Bring everything into order before the first call can arrive. Idempotent."""
         await self._in_thread(self._files.store.sweep_temporaries)
-        restored = await self._restore() if self._ledger.rebuilt else 0
+        restored = await self._restore() if self._ledger.empty_start else 0
         kept: set[str] = set()
         doomed: set[str] = set()
         for record in await self._ledger.records():

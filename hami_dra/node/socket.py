@@ -12,7 +12,7 @@ _DIRECTORY_MODE: Final = 0o750
 _PROBE_SECONDS: Final = 1.0
 
 
-Handlers = dict[str, grpc.RpcMethodHandler[Any, Any]]
+Handlers = dict[str, "grpc.RpcMethodHandler[Any, Any]"]
 
 
 async def open_server(path: Path, service: str, handlers: Handlers) -> grpc.aio.Server:

@@ -59,7 +59,7 @@ class FakeKubelet:
         """
         async with asyncio.timeout(timeout_seconds):
             while True:
-                for path in self._sockets():
+                for path in self.sockets():
                     info = await self.ask(path)
                     if info.name == driver:
                         self._check(info)
@@ -123,7 +123,8 @@ class FakeKubelet:
         _check_uids(answer.claims, claims)
         return {uid: entry.error for uid, entry in answer.claims.items()}
 
-    def _sockets(self) -> list[Path]:
+    def sockets(self) -> list[Path]:
+        """Return the registration sockets that a kubelet would see."""
         if not self._registry.is_dir():
             return []
         return sorted(

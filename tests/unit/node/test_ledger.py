@@ -1,0 +1,137 @@
+"""Laws of the ledger, and what it does with a file that is no ledger."""
+
+import asyncio
+import os
+import sqlite3
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hami_dra.contract.errors import FatalError, RetryError
+from hami_dra.node.ledger import CardCapacity, ClaimRecord, Ledger
+from hami_dra.policy.binding import Binding, BoundDevice
+
+CAPACITY = CardCapacity(memory_mib=1000, cores=100, slots=4)
+
+
+def make_record(
+    uid: str,
+    *,
+    memory: int,
+    cores: int,
+    slots: int = 1,
+    admin: bool = False,
+    exclusive: bool = False,
+) -> ClaimRecord:
+    device = BoundDevice(
+        request="gpu",
+        pool="node-1",
+        device="gpu-0",
+        uuid="GPU-0",
+        minor=0,
+        share_id=None if exclusive else f"share-{uid}",
+        memory_mib=memory,
+        cores_percent=cores,
+        consumed_memory_mib=0 if admin else memory,
+        consumed_cores=0 if admin else cores,
+        consumed_slots=0 if admin else slots,
+        exclusive=exclusive,
+        admin=admin,
+    )
+    binding = Binding(claim_uid=uid, namespace="team", name=uid, devices=(device,))
+    return ClaimRecord(binding=binding, library="/lib", boot_id="boot")
+
+
+actions = st.lists(
+    st.tuples(
+        st.sampled_from(["begin", "begin", "begin", "remove"]),
+        st.integers(0, 5),
+        st.integers(1, 700),
+        st.integers(0, 100),
+        st.booleans(),
+        st.booleans(),
+    ),
+    max_size=20,
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(actions)
+def test_the_sum_of_shares_never_exceeds_a_card(
+    steps: list[tuple[str, int, int, int, bool, bool]],
+) -> None:
+    async def run() -> None:
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+            ledger = await Ledger.open(Path(directory) / "ledger.db")
+            model: dict[str, ClaimRecord] = {}
+            for verb, number, memory, cores, admin, exclusive in steps:
+                uid = f"uid-{number}"
+                if verb == "remove":
+                    await ledger.remove(uid)
+                    model.pop(uid, None)
+                    continue
+                record = make_record(
+                    uid, memory=memory, cores=cores, admin=admin, exclusive=exclusive and not admin
+                )
+                wanted = {**model, uid: record}
+                try:
+                    await ledger.begin(record, {"gpu-0": CAPACITY})
+                except RetryError:
+                    assert not fits(wanted)
+                else:
+                    assert fits(wanted)
+                    model = wanted
+            stored = {record.binding.claim_uid: record for record in await ledger.records()}
+            assert stored == model
+            await ledger.close()
+
+    asyncio.run(run())
+
+
+def fits(records: dict[str, ClaimRecord]) -> bool:
+    devices = [d for record in records.values() for d in record.binding.devices if not d.admin]
+    if any(device.exclusive for device in devices) and len(devices) > 1:
+        return False
+    return (
+        sum(device.consumed_memory_mib for device in devices) <= CAPACITY.memory_mib
+        and sum(device.consumed_cores for device in devices) <= CAPACITY.cores
+        and sum(device.consumed_slots for device in devices) <= CAPACITY.slots
+    )
+
+
+async def test_a_ready_claim_stays_ready_when_it_is_begun_again(tmp_path: Path) -> None:
+    ledger = await Ledger.open(tmp_path / "ledger.db")
+    record = make_record("a", memory=1, cores=1)
+    await ledger.begin(record, {"gpu-0": CAPACITY})
+    await ledger.finish("a", "boot-2")
+    await ledger.begin(record, {"gpu-0": CAPACITY})
+
+    found = await ledger.find("a")
+    await ledger.close()
+
+    assert found is not None
+    assert (found.ready, found.boot_id) == (True, "boot-2")
+
+
+async def test_a_newer_schema_is_moved_aside_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+
+    ledger = await Ledger.open(path)
+    assert ledger.empty_start
+    assert await ledger.records() == []
+    await ledger.close()
+
+    assert sum(name.startswith("ledger.db.bad-") for name in os.listdir(tmp_path)) == 1  # noqa: PTH208
+
+
+async def test_a_directory_that_cannot_be_used_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(FatalError, match="--state-dir"):
+        await Ledger.open(tmp_path / "file" / "ledger.db")

@@ -1,0 +1,489 @@
+"""Prepare and Unprepare: what is on disk after each, whatever happened in between."""
+
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from hami_dra.cdi.store import CdiDirectoryError
+from hami_dra.contract.errors import HamiDraError, RetryError, UserError
+from hami_dra.contract.grant import decode_grant
+from hami_dra.kube.objects import CLAIMS
+from hami_dra.node.preparer import PREPARE_STEPS, UNPREPARE_STEPS
+from hami_dra.node.service import ClaimRef
+from hami_dra.node.settings import InjectPath
+from hami_dra.testing.fakecluster import FakeCluster
+from tests.unit.node.rig import Rig, make_claim, make_share, put_claim, start_rig
+
+MIB = 1 << 20
+
+
+class PowerCut(BaseException):
+    """Ends a life of the node in the middle of its work."""
+
+
+def cut_after(step: str) -> Callable[[str], None]:
+    def cut(name: str) -> None:
+        if name == step:
+            raise PowerCut(name)
+
+    return cut
+
+
+def snapshot(base: Path) -> dict[str, bytes]:
+    """Return every file below the CDI and claims directories."""
+    roots = (base / "cdi", base / "state" / "claims")
+    return {
+        str(path.relative_to(base)): path.read_bytes()
+        for root in roots
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+async def test_prepare_leaves_grant_region_and_cdi_file(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    ref = await put_claim(cluster, make_claim("job", make_share()))
+    async with start_rig(tmp_path, cluster) as rig:
+        (device,) = await rig.preparer.prepare(ref)
+        spec = rig.cdi_files()[f"hami-core-gpu.project-hami.io-claim-{ref.uid}.json"]
+
+    share = tmp_path / "state" / "claims" / ref.uid / "gpu"
+    grant = decode_grant((share / "grant").read_bytes())
+    library = next((tmp_path / "state" / "lib").glob("libvgpu-0.1.0-*.so"))
+    options = ["nosuid", "nodev"]
+    assert (device.request, device.pool) == ("gpu", "node-1")
+    assert device.share_id == "00000001-0000-4000-8000-000000000000"
+    assert device.cdi_ids == (
+        f"hami-core-gpu.project-hami.io/claim={ref.uid}-00000001",
+        f"hami-core-gpu.project-hami.io/card={device.device}",
+    )
+    assert (grant.claim_uid, grant.request) == (ref.uid, "gpu")
+    assert [(d.memory_limit_bytes, d.cores_percent) for d in grant.devices] == [(3000 * MIB, 30)]
+    assert spec == {
+        "cdiVersion": "0.3.0",
+        "kind": "hami-core-gpu.project-hami.io/claim",
+        "devices": [
+            {
+                "name": f"{ref.uid}-00000001",
+                "containerEdits": {
+                    "env": ["NVIDIA_VISIBLE_DEVICES=void"],
+                    "mounts": [
+                        {
+                            "hostPath": str(library),
+                            "containerPath": "/usr/local/lib/vgpu/libvgpu.so",
+                            "options": ["ro", *options, "rbind", "rprivate"],
+                        },
+                        {
+                            "hostPath": str(library.parent / "ld.so.preload"),
+                            "containerPath": "/etc/ld.so.preload",
+                            "options": ["ro", *options, "rbind", "rprivate"],
+                        },
+                        {
+                            "hostPath": str(share / "grant"),
+                            "containerPath": f"/run/vgpu/{ref.uid}_gpu/grant",
+                            "options": ["ro", *options, "rbind", "rprivate"],
+                        },
+                        {
+                            "hostPath": str(share / "region"),
+                            "containerPath": f"/run/vgpu/{ref.uid}_gpu/region",
+                            "options": ["rw", *options, "noexec", "rbind", "rprivate"],
+                        },
+                    ],
+                },
+            }
+        ],
+    }
+    assert stat.S_IMODE((share / "region").stat().st_mode) == 0o1777
+    assert stat.S_IMODE((share / "grant").stat().st_mode) == 0o444
+    assert stat.S_IMODE((tmp_path / "state" / "claims").stat().st_mode) == 0o700
+
+
+async def test_the_card_file_mounts_the_driver_under_the_names_that_loaders_ask_for(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    ref = await put_claim(cluster, make_claim("job", make_share(1)))
+    async with start_rig(tmp_path, cluster) as rig:
+        await rig.preparer.prepare(ref)
+        spec = rig.cdi_files()["hami-core-gpu.project-hami.io-card.json"]
+
+    inside = {mount["containerPath"] for mount in spec["containerEdits"]["mounts"]}
+    assert spec["cdiVersion"] == "0.5.0"
+    assert [device["name"][:12] for device in spec["devices"]] == ["gpu-00000000", "gpu-00000001"]
+    assert {
+        "/usr/lib64/libcuda.so.1",
+        "/usr/lib64/libcuda.so.580.95.05",
+        "/usr/lib64/libnvidia-ml.so.1",
+    } <= inside
+    assert spec["devices"][1]["containerEdits"]["deviceNodes"] == [
+        {
+            "path": "/dev/nvidia1",
+            "hostPath": str(tmp_path / "driver" / "dev" / "nvidia1"),
+            "type": "c",
+            "major": 1,
+            "minor": 3,
+            "permissions": "rw",
+        }
+    ]
+
+
+async def test_the_toolkits_own_device_is_preferred_while_its_files_exist(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    claim = make_claim("job", make_share())
+    ref = await put_claim(cluster, claim)
+    async with start_rig(tmp_path, cluster) as rig:
+        uuid = next(iter(rig.gpus.values())).uuid
+        path = tmp_path / "etc-cdi" / "nvidia.yaml"
+        path.parent.mkdir()
+        path.write_text(
+            "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices:\n"
+            f"- name: {uuid}\n  containerEdits:\n    deviceNodes:\n"
+            f"    - path: /dev/nvidia0\n      hostPath: {tmp_path}/driver/dev/nvidia0\n"
+        )
+        (fresh,) = await rig.preparer.prepare(ref)
+        (tmp_path / "driver" / "dev" / "elsewhere").symlink_to("/dev/null")
+        path.write_text(path.read_text().replace("dev/nvidia0\n", "dev/nvidia9\n"))
+        (stale,) = await rig.preparer.prepare(ref)
+
+    assert fresh.cdi_ids[1] == f"nvidia.com/gpu={uuid}"
+    assert stale.cdi_ids[1].startswith("hami-core-gpu.project-hami.io/card=")
+
+
+async def test_every_request_of_a_claim_has_its_own_grant(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    claim = make_claim(
+        "job",
+        make_share(0, share=1, request="a"),
+        make_share(0, share=2, request="a", memory_mib=1000),
+        make_share(1, share=3, request="b/small", memory_mib=500),
+        make_share(1, share=4, request="watch", adminAccess=True),
+    )
+    ref = await put_claim(cluster, claim)
+    async with start_rig(tmp_path, cluster) as rig:
+        devices = await rig.preparer.prepare(ref)
+        spec = rig.cdi_files()[rig.claim_files()[0]]
+
+    claims = tmp_path / "state" / "claims" / ref.uid
+    first = decode_grant((claims / "a" / "grant").read_bytes())
+    second = decode_grant((claims / "b" / "grant").read_bytes())
+    assert [device.request for device in devices] == ["a", "a", "b", "watch"]
+    assert len({device.cdi_ids[0] for device in devices}) == 4
+    assert [d.memory_limit_bytes // MIB for d in first.devices] == [3000, 1000]
+    assert [d.memory_limit_bytes // MIB for d in second.devices] == [500]
+    assert spec["devices"][3]["containerEdits"] == {"env": ["NVIDIA_VISIBLE_DEVICES=void"]}
+    assert not (claims / "watch").exists()
+
+
+async def test_preparing_again_changes_nothing(tmp_path: Path, cluster: FakeCluster) -> None:
+    ref = await put_claim(cluster, make_claim("job", make_share()))
+    async with start_rig(tmp_path, cluster) as rig:
+        first = await rig.preparer.prepare(ref)
+        (tmp_path / "state" / "claims" / ref.uid / "gpu" / "region" / "region").write_bytes(b"live")
+        before = snapshot(tmp_path)
+        second = await rig.preparer.prepare(ref)
+
+        assert second == first
+        assert snapshot(tmp_path) == before
+        assert len(await rig.ledger.records()) == 1
+
+
+@pytest.mark.parametrize(
+    "lost", ["cdi", "state/claims/uid-job/gpu/grant", "state/claims/uid-job/gpu/region"]
+)
+async def test_preparing_again_repairs_what_is_missing(
+    tmp_path: Path, cluster: FakeCluster, lost: str
+) -> None:
+    ref = await put_claim(cluster, make_claim("job", make_share()))
+    async with start_rig(tmp_path, cluster) as rig:
+        await rig.preparer.prepare(ref)
+        before = snapshot(tmp_path)
+        path = tmp_path / lost
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        await rig.preparer.prepare(ref)
+
+        assert snapshot(tmp_path) == before
+        assert path.exists()
+
+
+async def test_a_changed_limit_is_written_into_the_grant_that_containers_have_mapped(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    claim = make_claim("job", make_share())
+    ref = await put_claim(cluster, claim)
+    path = tmp_path / "state" / "claims" / ref.uid / "gpu" / "grant"
+    async with start_rig(tmp_path, cluster) as rig:
+        await rig.preparer.prepare(ref)
+        inode = path.stat().st_ino
+        await put_claim(cluster, make_claim("job", make_share(memory_mib=2000)))
+        await rig.preparer.prepare(ref)
+
+    grant = decode_grant(path.read_bytes())
+    assert path.stat().st_ino == inode
+    assert grant.devices[0].memory_limit_bytes == 2000 * MIB
+    assert grant.sequence == 2
+
+
+async def test_unprepare_leaves_nothing_and_needs_no_api_server(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    ref = await put_claim(cluster, make_claim("job", make_share()))
+    async with start_rig(tmp_path, cluster) as rig:
+        await rig.preparer.prepare(ref)
+        await cluster.remove(CLAIMS, "job", namespace="team")
+        cluster.fault = lambda _method, _path: 500
+        await rig.preparer.unprepare(ref)
+        await rig.preparer.unprepare(ref)
+
+        assert rig.claim_files() == []
+        assert rig.claim_directories() == []
+        assert await rig.ledger.records() == []
+
+
+@pytest.mark.parametrize("uid", ["../../etc", "a/b", "", ".."])
+async def test_a_uid_never_becomes_a_path_elsewhere(
+    tmp_path: Path, cluster: FakeCluster, uid: str
+) -> None:
+    async with start_rig(tmp_path, cluster) as rig:
+        with pytest.raises((HamiDraError, ValueError)):
+            await rig.preparer.unprepare(ClaimRef("team", "job", uid))
+
+
+@pytest.mark.parametrize("step", PREPARE_STEPS)
+async def test_a_crash_in_prepare_is_finished_by_the_next_one(
+    tmp_path: Path, cluster: FakeCluster, step: str
+) -> None:
+    ref = await put_claim(cluster, make_claim("job", make_share()))
+    async with start_rig(tmp_path, cluster, step=cut_after(step)) as rig:
+        with pytest.raises(PowerCut):
+            await rig.preparer.prepare(ref)
+    async with start_rig(tmp_path, cluster) as rig:
+        await rig.recovery.start()
+        await rig.preparer.prepare(ref)
+        after = snapshot(tmp_path)
+        assert [record.ready for record in await rig.ledger.records()] == [True]
+        await rig.preparer.unprepare(ref)
+        assert rig.claim_files() == []
+        assert rig.claim_directories() == []
+
+    clean = tmp_path / "clean"
+    clean.mkdir()
+    async with start_rig(clean, cluster) as rig:
+        await rig.preparer.prepare(ref)
+    assert set(snapshot(clean)) == set(after)
+
+
+@pytest.mark.parametrize("step", PREPARE_STEPS)
+async def test_a_crash_in_prepare_of_a_pod_that_never_returns_leaks_nothing(
+    tmp_path: Path, cluster: FakeCluster, step: str
+) -> None:
+    ref = await put_claim(cluster, make_claim("job", make_share()))
+    async with start_rig(tmp_path, cluster, step=cut_after(step)) as rig:
+        with pytest.raises(PowerCut):
+            await rig.preparer.prepare(ref)
+    async with start_rig(tmp_path, cluster) as rig:
+        await rig.recovery.start()
+        ready = await rig.ledger.records()
+
+        # After "ledger-ready" the kubelet may have been told, so it will call Unprepare.
+        assert bool(ready) == (step == "ledger-ready")
+        assert bool(rig.claim_files()) == bool(ready)
+        assert bool(rig.claim_directories()) == bool(ready)
+
+
+@pytest.mark.parametrize("step", UNPREPARE_STEPS)
+async def test_a_crash_in_unprepare_is_finished_by_the_next_one(
+    tmp_path: Path, cluster: FakeCluster, step: str
+) -> None:
+    ref = await put_claim(cluster, make_claim("job", make_share()))
+    async with start_rig(tmp_path, cluster, step=cut_after(step)) as rig:
+        await rig.preparer.prepare(ref)
+        with pytest.raises(PowerCut):
+            await rig.preparer.unprepare(ref)
+    async with start_rig(tmp_path, cluster) as rig:
+        await rig.recovery.start()
+        await rig.preparer.unprepare(ref)
+
+        assert rig.claim_files() == []
+        assert rig.claim_directories() == []
+        assert await rig.ledger.records() == []
+
+
+async def refuse(rig: Rig, ref: ClaimRef) -> str:
+    with pytest.raises(HamiDraError) as caught:
+        await rig.preparer.prepare(ref)
+    return f"{type(caught.value).__name__}: {caught.value}"
+
+
+async def test_two_owners_of_one_share_are_refused_until_the_first_has_left(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    first = await put_claim(cluster, make_claim("one", make_share(memory_mib=30000)))
+    second = await put_claim(cluster, make_claim("two", make_share(share=2, memory_mib=20000)))
+    async with start_rig(tmp_path, cluster) as rig:
+        await rig.preparer.prepare(first)
+        text = await refuse(rig, second)
+        await rig.preparer.unprepare(first)
+        await rig.preparer.prepare(second)
+
+    assert text.startswith("RetryError")
+    assert "memory MiB 50000 of 40960" in text
+    assert first.uid in text
+
+
+async def test_a_whole_card_has_no_second_owner(tmp_path: Path, cluster: FakeCluster) -> None:
+    whole: dict[str, Any] = {"shareID": None, "consumedCapacity": None}
+    first = await put_claim(cluster, make_claim("one", make_share(memory_mib=1)))
+    second = await put_claim(cluster, make_claim("two", make_share(**whole)))
+    async with start_rig(tmp_path, cluster) as rig:
+        await rig.preparer.prepare(first)
+
+        assert "a whole card and other shares" in await refuse(rig, second)
+
+
+async def test_a_replaced_claim_is_not_prepared(tmp_path: Path, cluster: FakeCluster) -> None:
+    await put_claim(cluster, make_claim("job", make_share(), uid="new"))
+    async with start_rig(tmp_path, cluster) as rig:
+        text = await refuse(rig, ClaimRef("team", "job", "old"))
+
+    assert text.startswith("UserError")
+    assert "team/job was replaced" in text
+
+
+@pytest.mark.parametrize(
+    ("lost", "word"),
+    [("driver/dev/nvidia0", "dev/nvidia0"), ("driver/usr/lib64/libcuda.so.1", "libcuda.so.1")],
+)
+async def test_a_missing_driver_file_is_named(
+    tmp_path: Path, cluster: FakeCluster, lost: str, word: str
+) -> None:
+    ref = await put_claim(cluster, make_claim("job", make_share()))
+    async with start_rig(tmp_path, cluster) as rig:
+        (tmp_path / lost).unlink()
+
+        assert word in await refuse(rig, ref)
+
+
+async def test_a_missing_path_to_inject_is_named(tmp_path: Path, cluster: FakeCluster) -> None:
+    ref = await put_claim(cluster, make_claim("job", make_share()))
+    paths = (InjectPath(tmp_path / "not-there", "/run/x"),)
+    async with start_rig(tmp_path, cluster, inject_paths=paths) as rig:
+        assert str(tmp_path / "not-there") in await refuse(rig, ref)
+
+
+async def test_paths_to_inject_are_mounted(tmp_path: Path, cluster: FakeCluster) -> None:
+    ref = await put_claim(cluster, make_claim("job", make_share()))
+    paths = (InjectPath(tmp_path, "/run/vgpu-sim", read_only=False),)
+    async with start_rig(tmp_path, cluster, inject_paths=paths) as rig:
+        await rig.preparer.prepare(ref)
+        spec = rig.cdi_files()[rig.claim_files()[0]]
+
+    mount = spec["devices"][0]["containerEdits"]["mounts"][0]
+    assert (mount["hostPath"], mount["containerPath"]) == (str(tmp_path), "/run/vgpu-sim")
+    assert mount["options"][0] == "rw"
+
+
+async def test_a_cdi_directory_that_cannot_be_written_is_a_permanent_error_that_names_it(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    ref = await put_claim(cluster, make_claim("job", make_share()))
+    (tmp_path / "file").write_text("not a directory")
+    async with start_rig(tmp_path, cluster, cdi_dir=tmp_path / "file" / "cdi") as rig:
+        with pytest.raises(CdiDirectoryError, match="file/cdi is not writable"):
+            await rig.preparer.prepare(ref)
+        await rig.recovery.repair()
+
+    assert "is not writable" in str(rig.cdi_state[-1])
+
+
+async def test_errors_tell_those_that_pass_from_those_that_stay() -> None:
+    assert not issubclass(CdiDirectoryError, RetryError | UserError)
+
+
+async def test_cdi_files_are_rendered_again_at_start(tmp_path: Path, cluster: FakeCluster) -> None:
+    ref = await put_claim(cluster, make_claim("job", make_share()))
+    async with start_rig(tmp_path, cluster) as rig:
+        await rig.preparer.prepare(ref)
+        before = snapshot(tmp_path)
+    shutil.rmtree(tmp_path / "cdi")
+    (tmp_path / "libvgpu.so").write_bytes(b"\x7fELF newer library")
+    async with start_rig(tmp_path, cluster) as rig:
+        report = await rig.recovery.start()
+        # The card's own file is written when the cards are known.
+        rig.files.base.write_cards(rig.gpus)
+
+    assert (report.kept, report.undone) == (1, 0)
+    assert snapshot(tmp_path) == before
+    assert len(list((tmp_path / "state" / "lib").glob("*.so"))) == 2
+
+
+async def test_leftovers_without_a_row_are_swept_and_strangers_are_not(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    cdi = tmp_path / "cdi"
+    cdi.mkdir()
+    (cdi / "hami-core-gpu.project-hami.io-claim-old.json").write_text("{}")
+    (cdi / ".hami-core-gpu.project-hami.io-claim-old.json.tmp").write_text("{")
+    (cdi / "nvidia.yaml").write_text("kind: x")
+    (tmp_path / "state" / "claims" / "older").mkdir(parents=True)
+    async with start_rig(tmp_path, cluster) as rig:
+        report = await rig.recovery.start()
+
+    assert report.undone == 2
+    assert [path.name for path in cdi.iterdir()] == ["nvidia.yaml"]
+
+
+@pytest.mark.parametrize("damage", [b"not a database at all", b""])
+async def test_a_lost_ledger_is_rebuilt_from_the_records_beside_the_claims(
+    tmp_path: Path, cluster: FakeCluster, damage: bytes
+) -> None:
+    ref = await put_claim(cluster, make_claim("job", make_share()))
+    async with start_rig(tmp_path, cluster) as rig:
+        await rig.preparer.prepare(ref)
+    for path in (tmp_path / "state").glob("ledger.db*"):
+        path.unlink()
+    if damage:
+        (tmp_path / "state" / "ledger.db").write_bytes(damage * 100)
+    async with start_rig(tmp_path, cluster) as rig:
+        report = await rig.recovery.start()
+
+        assert (report.restored, report.kept, report.undone) == (1, 1, 0)
+        assert rig.claim_files()
+        await rig.preparer.prepare(ref)
+
+
+async def test_after_a_reboot_regions_are_empty_and_claims_that_are_gone_are_swept(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    kept = await put_claim(cluster, make_claim("kept", make_share()))
+    gone = await put_claim(cluster, make_claim("gone", make_share(share=2)))
+    async with start_rig(tmp_path, cluster) as rig:
+        for ref in (kept, gone):
+            await rig.preparer.prepare(ref)
+        region = tmp_path / "state" / "claims" / kept.uid / "gpu" / "region" / "region"
+        region.write_bytes(b"of processes that are dead")
+        await cluster.remove(CLAIMS, "gone", namespace="team")
+        assert await rig.recovery.sweep() == 0, "its containers may still run in this boot"
+    async with start_rig(tmp_path, cluster, boot_id="boot-2") as rig:
+        await rig.recovery.start()
+
+        assert region.parent.is_dir()
+        assert not region.exists()
+        assert await rig.recovery.sweep() == 1
+        assert rig.claim_directories() == [kept.uid]
+
+
+async def test_the_record_is_the_row(tmp_path: Path, cluster: FakeCluster) -> None:
+    ref = await put_claim(cluster, make_claim("job", make_share()))
+    async with start_rig(tmp_path, cluster) as rig:
+        await rig.preparer.prepare(ref)
+        raw = (tmp_path / "state" / "claims" / ref.uid / "record.json").read_bytes()
+        (record,) = await rig.ledger.records()
+
+    assert msgspec.json.decode(raw) == msgspec.json.decode(msgspec.json.encode(record))

@@ -1,0 +1,204 @@
+"""What allocated claims mean on a node."""
+
+from typing import Any
+
+import pytest
+
+from hami_dra.contract.errors import HamiDraError, RetryError, UserError
+from hami_dra.contract.names import DRIVER_NAME
+from hami_dra.policy.binding import BoundDevice, bind_claim
+from hami_dra.policy.devices import name_device
+from hami_dra.testing.fakegpus import make_gpu
+
+GPUS = {name_device(gpu.uuid): gpu for gpu in (make_gpu(0), make_gpu(1, memory_mib=16384))}
+FIRST, SECOND = GPUS
+SHARE = "8f6e3c1a-0000-4000-8000-000000000001"
+
+
+def make_result(**changes: Any) -> dict[str, Any]:
+    result = {
+        "request": "main",
+        "driver": DRIVER_NAME,
+        "pool": "node-1",
+        "device": FIRST,
+        "shareID": SHARE,
+        "consumedCapacity": {"memory": "3000Mi", "cores": "30", "slots": "1"},
+    }
+    return {key: value for key, value in (result | changes).items() if value is not None}
+
+
+def make_config(
+    parameters: Any, *, requests: list[str] | None = None, source: str = "FromClaim"
+) -> dict[str, Any]:
+    return {
+        "source": source,
+        "requests": requests or [],
+        "opaque": {"driver": DRIVER_NAME, "parameters": parameters},
+    }
+
+
+def limit(memory_mib: int) -> dict[str, Any]:
+    return {
+        "apiVersion": "gpu.project-hami.io/v1alpha1",
+        "kind": "ShareConfig",
+        "memoryLimitMiB": memory_mib,
+    }
+
+
+def make_claim(*results: dict[str, Any], config: list[dict[str, Any]] | None = None) -> Any:
+    return {
+        "metadata": {"namespace": "team", "name": "job", "uid": "uid-1"},
+        "status": {"allocation": {"devices": {"results": list(results), "config": config or []}}},
+    }
+
+
+def bind(claim: dict[str, Any]) -> tuple[BoundDevice, ...]:
+    return bind_claim(claim, GPUS, pool="node-1", split_count=10).devices
+
+
+@pytest.mark.parametrize(
+    ("changes", "memory_mib", "cores"),
+    [
+        ({}, 3000, 30),
+        ({"consumedCapacity": {"memory": "3000Mi", "cores": "0", "slots": "1"}}, 3000, 0),
+        ({"consumedCapacity": {"memory": "3000Mi", "cores": "100", "slots": "1"}}, 3000, 0),
+        ({"consumedCapacity": {"memory": "40Gi", "cores": "30", "slots": "1"}}, 0, 30),
+        ({"consumedCapacity": {"memory": "40Gi", "cores": "100", "slots": "10"}}, 0, 0),
+        ({"consumedCapacity": {"memory": "16Gi", "cores": "5"}, "device": SECOND}, 0, 5),
+        ({"consumedCapacity": {"memory": "1Gi", "cores": "5", "future": "9"}}, 1024, 5),
+        ({"consumedCapacity": {"memory": "1073741824"}}, 1024, 0),
+        ({"consumedCapacity": None, "shareID": None}, 0, 0),
+        ({"consumedCapacity": None}, 0, 0),
+        ({"adminAccess": True}, 0, 0),
+        ({"adminAccess": True, "consumedCapacity": {"memory": "0"}}, 0, 0),
+    ],
+)
+def test_the_consumed_capacity_of_a_result_is_its_limit(
+    changes: dict[str, Any], memory_mib: int, cores: int
+) -> None:
+    (device,) = bind(make_claim(make_result(**changes)))
+
+    assert (device.memory_mib, device.cores_percent) == (memory_mib, cores)
+
+
+def test_a_share_counts_with_what_it_consumes() -> None:
+    (device,) = bind(make_claim(make_result()))
+
+    counted = (device.consumed_memory_mib, device.consumed_cores, device.consumed_slots)
+    assert counted == (3000, 30, 1)
+    assert device.controlled
+
+
+def test_without_sharing_a_result_is_the_whole_card() -> None:
+    (device,) = bind(make_claim(make_result(shareID=None, consumedCapacity=None)))
+
+    counted = (device.consumed_memory_mib, device.consumed_cores, device.consumed_slots)
+    assert counted == (40960, 100, 10)
+    assert device.exclusive
+    assert not device.controlled
+
+
+def test_admin_access_is_neither_limited_nor_counted() -> None:
+    (device,) = bind(make_claim(make_result(adminAccess=True)))
+
+    counted = (device.consumed_memory_mib, device.consumed_cores, device.consumed_slots)
+    assert counted == (0, 0, 0)
+    assert not device.controlled
+
+
+def test_alternatives_are_known_by_their_request() -> None:
+    (device,) = bind(make_claim(make_result(request="main/small")))
+
+    assert device.request == "main"
+
+
+def test_two_shares_of_one_card_stay_two() -> None:
+    other = SHARE.replace("1", "2")
+    devices = bind(
+        make_claim(
+            make_result(request="a"),
+            make_result(request="b", shareID=other, consumedCapacity={"memory": "1Gi"}),
+        )
+    )
+
+    assert [(d.request, d.share_id, d.memory_mib) for d in devices] == [
+        ("a", SHARE, 3000),
+        ("b", other, 1024),
+    ]
+
+
+def test_results_of_other_drivers_and_pools_are_not_ours() -> None:
+    devices = bind(
+        make_claim(
+            make_result(driver="net.example.com", device="nic0"),
+            make_result(pool="node-2"),
+            make_result(),
+        )
+    )
+
+    assert [device.device for device in devices] == [FIRST]
+
+
+@pytest.mark.parametrize(
+    ("config", "memory_mib"),
+    [
+        ([make_config(limit(1000))], 1000),
+        ([make_config(limit(1000), requests=["main"])], 1000),
+        ([make_config(limit(1000), requests=["main/small"])], 1000),
+        ([make_config(limit(1000), requests=["other"])], 3000),
+        ([make_config(limit(1000)), make_config(limit(2000))], 2000),
+        ([make_config(limit(1000)), make_config(limit(2000), source="FromClass")], 1000),
+        ([make_config(limit(9000), source="FromClass")], 3000),
+        ([{"source": "FromClaim", "opaque": {"driver": "other.example.com"}}], 3000),
+    ],
+)
+def test_opaque_configuration_lowers_the_memory(
+    config: list[dict[str, Any]], memory_mib: int
+) -> None:
+    (device,) = bind(make_claim(make_result(request="main/small"), config=config))
+
+    assert device.memory_mib == memory_mib
+    assert device.consumed_memory_mib == 3000
+
+
+@pytest.mark.parametrize(
+    ("claim", "kind", "words"),
+    [
+        (
+            make_claim(make_result(consumedCapacity={"memory": "0", "cores": "10"})),
+            UserError,
+            ["team/job", "results[0].consumedCapacity.memory", "adminAccess"],
+        ),
+        (
+            make_claim(make_result(consumedCapacity={"cores": "10"})),
+            UserError,
+            ["team/job", "results[0].consumedCapacity.memory", "missing"],
+        ),
+        (
+            make_claim(make_result(consumedCapacity={"memory": "1Gi", "cores": "-3"})),
+            UserError,
+            ["team/job", "results[0].consumedCapacity.cores", "-3"],
+        ),
+        (
+            make_claim(make_result(), config=[make_config({**limit(5), "memroy": 1})]),
+            UserError,
+            ["team/job", "config[0].opaque.parameters", "memroy"],
+        ),
+        (
+            make_claim(make_result(), config=[make_config(limit(9000))]),
+            UserError,
+            ["team/job", "memoryLimitMiB", "9000", "3000"],
+        ),
+        (make_claim(make_result(pool="node-2")), UserError, ["team/job", "node-1"]),
+        (make_claim(make_result(device="gpu-gone")), RetryError, ["team/job", "gpu-gone"]),
+        ({"metadata": {"namespace": "team", "name": "job"}}, RetryError, ["status.allocation"]),
+    ],
+)
+def test_what_cannot_be_bound_is_said_with_object_and_field(
+    claim: dict[str, Any], kind: type[HamiDraError], words: list[str]
+) -> None:
+    with pytest.raises(kind) as caught:
+        bind(claim)
+
+    for word in words:
+        assert word in str(caught.value)
