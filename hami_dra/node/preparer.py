@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import structlog
+
 from hami_dra.cdi.store import CdiStore
 from hami_dra.contract.errors import RetryError, UserError
 from hami_dra.contract.names import CDI_KIND_CLAIM
@@ -124,8 +126,11 @@ class Preparer:
         """Make a claim's devices usable; see `ClaimHandler.prepare`."""
         gpus = self._gpus()
         settings = self._settings
+        stored = await self._read_claim(claim)
+        users = (stored.get("status") or {}).get("reservedFor") or ()
+        structlog.contextvars.bind_contextvars(pods=[user.get("name") for user in users])
         binding = bind_claim(
-            await self._read_claim(claim),
+            stored,
             gpus,
             pool=settings.node_name,
             split_count=settings.split_count,
@@ -166,6 +171,10 @@ class Preparer:
 
     async def unprepare(self, claim: ClaimRef) -> None:
         """Undo it, from what is on this node alone; see `ClaimHandler.unprepare`."""
+        known = await self._ledger.find(claim.uid)
+        if known is not None:
+            devices = [device.device for device in known.binding.devices]
+            structlog.contextvars.bind_contextvars(devices=devices)
         await self.forget(claim.uid)
 
     async def forget(self, uid: str) -> None:

@@ -7,6 +7,7 @@ later: transient faults are retried here, within the call.
 """
 
 import asyncio
+import contextvars
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -186,7 +187,9 @@ class DraService:
         The work goes on if the kubelet hangs up: half a Prepare is worth nothing, and the next
         call for the claim waits for its lock.
         """
-        task = asyncio.ensure_future(self._work_on(ref, work))
+        # The handler may bind words to this context, such as the pods; the line below has them.
+        context = contextvars.copy_context()
+        task = asyncio.get_running_loop().create_task(self._work_on(ref, work), context=context)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
         started = time.monotonic()
@@ -206,13 +209,15 @@ class DraService:
             error = f"internal error: {failure!r}; please report it with the node's log"
         if error:
             self._counts["failed"] += 1
-        (_log.warning if error else _log.info)(
+        words = {"devices": _name_devices(result)} if verb == "prepare" else {}
+        context.run(
+            _log.warning if error else _log.info,
             verb,
             claim=f"{ref.namespace}/{ref.name}",
             uid=ref.uid,
-            devices=_name_devices(result),
             ms=round((time.monotonic() - started) * 1000, 1),
             result=error or "ok",
+            **words,
         )
         return result, error
 
