@@ -95,11 +95,17 @@ static void after_fork_in_child(void)
 
 static int map_state(void)
 {
-	int fd = enter(), result = 0;
+	int guard = enter(), fd, result = 0;
 	void *memory;
 
-	if (fd < 0)
+	if (guard < 0)
+		return guard;
+	/* Not the descriptor with the lock: a mapping would keep that locked. */
+	fd = open_file("state");
+	if (fd < 0) {
+		close(guard);
 		return fd;
+	}
 	if (lseek(fd, 0, SEEK_END) < (off_t)sizeof(struct sim_state) &&
 	    ftruncate(fd, sizeof(struct sim_state)) != 0)
 		result = -errno;
@@ -116,6 +122,7 @@ static int map_state(void)
 		}
 	}
 	close(fd);
+	close(guard);
 	return result;
 }
 

@@ -1,0 +1,178 @@
+"""The grant file: what a container may use. Mirror of libvgpu/include/vgpu/grant.h.
+
+Pure: bytes in, values out. Offsets are compared with the C header in
+tests/contract/test_abi.py.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+MAGIC = b"VGPUGRNT"
+ABI_MAJOR = 1
+ABI_MINOR = 0
+MAX_DEVICES = 32
+HEADER_SIZE = 256
+DEVICE_SIZE = 128
+FILE_SIZE = HEADER_SIZE + MAX_DEVICES * DEVICE_SIZE
+CONTROL_DISABLED = 1
+
+HEADER_OFFSETS = {
+    "magic": 0,
+    "abi_major": 8,
+    "abi_minor": 10,
+    "file_size": 12,
+    "sequence": 16,
+    "device_count": 24,
+    "flags": 28,
+    "claim_uid": 32,
+    "request": 96,
+    "reserved": 160,
+    "devices": 256,
+}
+DEVICE_OFFSETS = {
+    "uuid": 0,
+    "memory_limit_bytes": 48,
+    "cores_percent": 56,
+    "flags": 60,
+    "share_id": 64,
+    "reserved": 104,
+}
+
+_HEADER = struct.Struct("<8sHHIQII64s64s96x")
+_DEVICE = struct.Struct("<48sQII40s24x")
+_MAX_UINT64 = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class GrantDevice:
+    """One card of a grant; a limit of 0 means that it is not limited."""
+
+    uuid: str
+    memory_limit_bytes: int
+    cores_percent: int
+    share_id: str = ""
+    control_disabled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What one request of one claim may use."""
+
+    claim_uid: str
+    request: str
+    devices: tuple[GrantDevice, ...]
+    sequence: int = 0
+
+
+def _field(name: str, text: str, size: int) -> bytes:
+    raw = text.encode()
+    if len(raw) >= size:
+        message = f"{name} {text!r} is {len(raw)} bytes long, at most {size - 1} fit"
+        raise ValueError(message)
+    if b"\0" in raw:
+        message = f"{name} {text!r} contains a NUL character"
+        raise ValueError(message)
+    return raw
+
+
+def _text(name: str, raw: bytes) -> str:
+    head, separator, _rest = raw.partition(b"\0")
+    if not separator:
+        message = f"{name} does not end within its {len(raw)} bytes"
+        raise ValueError(message)
+    try:
+        return head.decode()
+    except UnicodeDecodeError as error:
+        message = f"{name} is not UTF-8"
+        raise ValueError(message) from error
+
+
+def _check_range(name: str, value: int, highest: int) -> None:
+    if not 0 <= value <= highest:
+        message = f"{name} is {value}, not within 0..{highest}"
+        raise ValueError(message)
+
+
+def encode_grant(grant: Grant) -> bytes:
+    """Return the grant file's content, always FILE_SIZE bytes.
+
+    Raises ValueError for what does not fit; the message names the field.
+    """
+    if not 1 <= len(grant.devices) <= MAX_DEVICES:
+        message = f"devices: {len(grant.devices)}, a grant has 1 to {MAX_DEVICES}"
+        raise ValueError(message)
+    _check_range("sequence", grant.sequence, _MAX_UINT64)
+    parts = [
+        _HEADER.pack(
+            MAGIC,
+            ABI_MAJOR,
+            ABI_MINOR,
+            FILE_SIZE,
+            grant.sequence,
+            len(grant.devices),
+            0,
+            _field("claim_uid", grant.claim_uid, 64),
+            _field("request", grant.request, 64),
+        )
+    ]
+    for index, device in enumerate(grant.devices):
+        where = f"devices[{index}]"
+        _check_range(f"{where}.memory_limit_bytes", device.memory_limit_bytes, _MAX_UINT64)
+        _check_range(f"{where}.cores_percent", device.cores_percent, 100)
+        parts.append(
+            _DEVICE.pack(
+                _field(f"{where}.uuid", device.uuid, 48),
+                device.memory_limit_bytes,
+                device.cores_percent,
+                CONTROL_DISABLED if device.control_disabled else 0,
+                _field(f"{where}.share_id", device.share_id, 40),
+            )
+        )
+    return b"".join(parts).ljust(FILE_SIZE, b"\0")
+
+
+def decode_grant(data: bytes) -> Grant:
+    """Return the grant in `data`.
+
+    Raises ValueError if it is none; the message says why. Never another exception.
+    """
+    if len(data) != FILE_SIZE:
+        message = f"a grant is {FILE_SIZE} bytes long, this is {len(data)}"
+        raise ValueError(message)
+    magic, major, _minor, size, sequence, count, _flags, claim_uid, request = _HEADER.unpack_from(
+        data
+    )
+    if magic != MAGIC:
+        message = f"a grant begins with {MAGIC!r}, this with {magic!r}"
+        raise ValueError(message)
+    if major != ABI_MAJOR:
+        message = f"ABI major version {major} is not {ABI_MAJOR}"
+        raise ValueError(message)
+    if size != FILE_SIZE:
+        message = f"file_size is {size}, not {FILE_SIZE}"
+        raise ValueError(message)
+    if not 1 <= count <= MAX_DEVICES:
+        message = f"device_count is {count}, not within 1..{MAX_DEVICES}"
+        raise ValueError(message)
+    devices = []
+    for index in range(count):
+        uuid, memory, cores, flags, share_id = _DEVICE.unpack_from(
+            data, HEADER_SIZE + index * DEVICE_SIZE
+        )
+        devices.append(
+            GrantDevice(
+                uuid=_text(f"devices[{index}].uuid", uuid),
+                memory_limit_bytes=memory,
+                cores_percent=cores,
+                share_id=_text(f"devices[{index}].share_id", share_id),
+                control_disabled=bool(flags & CONTROL_DISABLED),
+            )
+        )
+    return Grant(
+        claim_uid=_text("claim_uid", claim_uid),
+        request=_text("request", request),
+        devices=tuple(devices),
+        sequence=sequence,
+    )

@@ -1,0 +1,182 @@
+"""Simulated GPUs: a directory that looks like a host with the NVIDIA driver.
+
+The libraries in it are libvgpu/sim's; everything above them, NVML clients, CUDA
+programs and libvgpu itself, is the real thing. Nothing here knows Kubernetes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+DRIVER_VERSION = "580.95.05"
+CUDA_VERSION = 13000
+_NULL_DEVICE = os.makedev(1, 3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimCard:
+    """One simulated card, as NVML and CUDA will describe it."""
+
+    uuid: str
+    name: str
+    memory_mib: int
+    sm_count: int
+    pci_bus_id: str
+    minor: int
+    numa_node: int = 0
+    compute_capability: str = "8.0"
+    architecture: str = "ampere"
+    brand: str = "nvidia"
+    nvlink: tuple[int, ...] = field(default=())
+    health: str = "ok"
+    context_overhead_mib: int = 0
+
+
+A100 = SimCard(
+    uuid="GPU-a1000000-5157-4a2b-9c3d-0123456789ab",
+    name="NVIDIA A100-SXM4-40GB",
+    memory_mib=40960,
+    sm_count=108,
+    pci_bus_id="0000:3b:00.0",
+    minor=0,
+)
+T4 = SimCard(
+    uuid="GPU-74000000-5157-4a2b-9c3d-0123456789ab",
+    name="Tesla T4",
+    memory_mib=16384,
+    sm_count=40,
+    pci_bus_id="0000:86:00.0",
+    minor=1,
+    numa_node=1,
+    compute_capability="7.5",
+    architecture="turing",
+    brand="tesla",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DriverRoot:
+    """A directory laid out like the root of a host with the driver installed."""
+
+    root: Path
+
+    @property
+    def library_dir(self) -> Path:
+        """The directory of libcuda.so.1 and libnvidia-ml.so.1."""
+        return self.root / "usr/lib/x86_64-linux-gnu"
+
+    @property
+    def dev_dir(self) -> Path:
+        """The directory of the device nodes."""
+        return self.root / "dev"
+
+    @property
+    def sim_dir(self) -> Path:
+        """The directory of cards.ini and of the state shared by all processes."""
+        return self.root / "run/vgpu-sim"
+
+    def environment(self) -> dict[str, str]:
+        """Return what a process outside of a container needs in its environment."""
+        return {
+            "LD_LIBRARY_PATH": str(self.library_dir),
+            "VGPU_SIM_DIR": str(self.sim_dir),
+            "VGPU_SIM_DEV": str(self.dev_dir),
+        }
+
+
+def _section(card: SimCard) -> list[str]:
+    lines = [
+        "",
+        "[card]",
+        f"uuid = {card.uuid}",
+        f"name = {card.name}",
+        f"memory_mib = {card.memory_mib}",
+        f"sm_count = {card.sm_count}",
+        f"pci = {card.pci_bus_id}",
+        f"minor = {card.minor}",
+        f"numa_node = {card.numa_node}",
+        f"compute_capability = {card.compute_capability}",
+        f"architecture = {card.architecture}",
+        f"brand = {card.brand}",
+        f"health = {card.health}",
+        f"context_overhead_mib = {card.context_overhead_mib}",
+    ]
+    if card.nvlink:
+        lines.append(f"nvlink = {', '.join(str(index) for index in card.nvlink)}")
+    return lines
+
+
+def write_cards(
+    directory: Path,
+    cards: Iterable[SimCard],
+    *,
+    driver_version: str = DRIVER_VERSION,
+    init_error: int | None = None,
+) -> Path:
+    """Write cards.ini, which running processes re-read for the cards' health.
+
+    The file is replaced as a whole. `init_error` is an NVML return code with
+    which nvmlInit shall fail.
+    """
+    lines = [f"driver_version = {driver_version}", f"cuda_version = {CUDA_VERSION}"]
+    if init_error is not None:
+        lines.append(f"init_error = {init_error}")
+    for card in cards:
+        lines += _section(card)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "cards.ini"
+    temporary = directory / ".cards.ini.new"
+    temporary.write_text("\n".join(lines) + "\n")
+    temporary.replace(path)
+    return path
+
+
+def _place_library(source: Path, directory: Path, stem: str) -> None:
+    if not source.is_file():
+        message = (
+            f"{source} is not built: run `meson setup build/libvgpu libvgpu` and "
+            "`meson compile -C build/libvgpu`"
+        )
+        raise FileNotFoundError(message)
+    real = directory / f"{stem}.{DRIVER_VERSION}"
+    temporary = directory / f".{real.name}.new"
+    shutil.copyfile(source, temporary)
+    temporary.chmod(0o755)
+    temporary.replace(real)
+    for link, target in ((f"{stem}.1", real.name), (stem, f"{stem}.1")):
+        (directory / link).unlink(missing_ok=True)
+        (directory / link).symlink_to(target)
+
+
+def create_driver_root(root: Path, cards: Sequence[SimCard], build_dir: Path) -> DriverRoot:
+    """Lay a driver installation out under `root` and return it; needs root.
+
+    `build_dir` is Meson's build directory of libvgpu. May be called again on the
+    same root: libraries and cards are replaced, the shared state is kept. The
+    device nodes are copies of /dev/null under the names of GPUs.
+    """
+    driver = DriverRoot(root)
+    for directory in (driver.library_dir, driver.dev_dir, driver.sim_dir):
+        directory.mkdir(parents=True, exist_ok=True)
+    _place_library(build_dir / "sim/libcuda.so.1", driver.library_dir, "libcuda.so")
+    _place_library(build_dir / "sim/libnvidia-ml.so.1", driver.library_dir, "libnvidia-ml.so")
+    for name in (*(f"nvidia{card.minor}" for card in cards), "nvidiactl", "nvidia-uvm"):
+        node = driver.dev_dir / name
+        if not node.exists():
+            os.mknod(node, stat.S_IFCHR | 0o666, _NULL_DEVICE)
+            node.chmod(0o666)
+    # Containers of any user create and map the state.
+    driver.sim_dir.chmod(0o777)
+    write_cards(driver.sim_dir, cards)
+    for name in ("state", "pids"):
+        (driver.sim_dir / name).touch()
+        (driver.sim_dir / name).chmod(0o666)
+    return driver
