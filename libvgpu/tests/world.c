@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "world.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static char root[256];
+static int owner;
+
+static int remove_one(const char *path, const struct stat *status, int kind, struct FTW *walk)
+{
+	(void)status, (void)kind, (void)walk;
+	return remove(path);
+}
+
+static void clean(void)
+{
+	if (getpid() == owner)
+		nftw(root, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+const char *world_path(const char *format, ...)
+{
+	static char paths[8][512];
+	static unsigned int next;
+	char *path = paths[next++ % 8];
+	int used = snprintf(path, 512, "%s/", root);
+	va_list arguments;
+
+	va_start(arguments, format);
+	vsnprintf(path + used, 512 - (size_t)used, format, arguments);
+	va_end(arguments);
+	return path;
+}
+
+void world_write(const char *path, const void *data, size_t size)
+{
+	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+
+	CHECK(fd >= 0);
+	CHECK(write(fd, data, size) == (ssize_t)size);
+	close(fd);
+}
+
+void world(void)
+{
+	static const char cards[] = "driver_version = 580.95.05\ncuda_version = 13000\n"
+				    "[card]\nuuid = " CARD_A "\nname = NVIDIA A100-SXM4-40GB\n"
+				    "memory_mib = 40960\nsm_count = 108\npci = 0000:3b:00.0\n"
+				    "minor = 0\nnvlink = 1\n"
+				    "[card]\nuuid = " CARD_B "\nname = Tesla T4\n"
+				    "memory_mib = 16384\nsm_count = 40\npci = 0000:86:00.0\n"
+				    "minor = 1\nnuma_node = 1\ncompute_capability = 7.5\n"
+				    "architecture = turing\nbrand = tesla\nnvlink = 0\n";
+	const char *base = getenv("TMPDIR");
+
+	snprintf(root, sizeof(root), "%s/vgpu-test-XXXXXX", base ? base : "/tmp");
+	CHECK(mkdtemp(root));
+	owner = getpid();
+	atexit(clean);
+	CHECK(mkdir(world_path("sim"), 0777) == 0);
+	CHECK(mkdir(world_path("dev"), 0777) == 0);
+	CHECK(mkdir(world_path("grants"), 0777) == 0);
+	world_write(world_path("sim/cards.ini"), cards, sizeof(cards) - 1);
+	world_write(world_path("dev/nvidia0"), "", 0);
+	world_write(world_path("dev/nvidia1"), "", 0);
+	setenv("VGPU_SIM_DIR", world_path("sim"), 1);
+	setenv("VGPU_SIM_DEV", world_path("dev"), 1);
+	setenv("VGPU_GRANT_ROOT", world_path("grants"), 1);
+	unsetenv("CUDA_VISIBLE_DEVICES");
+}
+
+void world_grant(const char *name, const char *uuid, uint64_t mib, const char *uuid2, uint64_t mib2)
+{
+	struct vgpu_grant grant = {.abi_major = VGPU_GRANT_ABI_MAJOR,
+				   .file_size = sizeof(grant),
+				   .device_count = uuid2 ? 2 : 1};
+
+	memcpy(grant.magic, VGPU_GRANT_MAGIC, sizeof(grant.magic));
+	snprintf(grant.claim_uid, sizeof(grant.claim_uid), "%s", name);
+	snprintf(grant.devices[0].uuid, VGPU_UUID_SIZE, "%s", uuid);
+	grant.devices[0].memory_limit_bytes = mib * MIB;
+	if (uuid2) {
+		snprintf(grant.devices[1].uuid, VGPU_UUID_SIZE, "%s", uuid2);
+		grant.devices[1].memory_limit_bytes = mib2 * MIB;
+	}
+	mkdir(world_path("grants/%s", name), 0777);
+	mkdir(world_path("grants/%s/region", name), 0777);
+	world_write(world_path("grants/%s/grant", name), &grant, sizeof(grant));
+}
+
+struct vgpu_region *world_region(const char *name)
+{
+	int fd = open(world_path("grants/%s/region/region", name), O_RDWR | O_CLOEXEC);
+	void *memory;
+
+	CHECK(fd >= 0);
+	memory = mmap(NULL, sizeof(struct vgpu_region), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	CHECK(memory != MAP_FAILED);
+	close(fd);
+	return memory;
+}
+
+void use_gpu(void)
+{
+	CUcontext context;
+
+	OK(cuInit(0));
+	OK(cuDevicePrimaryCtxRetain(&context, 0));
+	OK(cuCtxSetCurrent(context));
+}
+
+CUdeviceptr must_alloc(uint64_t mib)
+{
+	CUdeviceptr pointer = 0;
+
+	OK(cuMemAlloc_v2(&pointer, mib * MIB));
+	CHECK(pointer != 0);
+	return pointer;
+}
+
+int start_child(void (*function)(void))
+{
+	int pid = fork();
+
+	CHECK(pid >= 0);
+	if (pid == 0) {
+		function();
+		_Exit(0);
+	}
+	return pid;
+}
+
+int wait_child(int pid)
+{
+	int status;
+
+	while (waitpid(pid, &status, 0) < 0)
+		CHECK(errno == EINTR);
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+int in_child(void (*function)(void))
+{
+	return wait_child(start_child(function));
+}
+
+void channel_open(struct channel *channel)
+{
+	CHECK(pipe(channel->up) == 0 && pipe(channel->down) == 0);
+}
+
+void channel_tell(int fd)
+{
+	CHECK(write(fd, "x", 1) == 1);
+}
+
+void channel_hear(int fd)
+{
+	char byte;
+
+	CHECK(read(fd, &byte, 1) == 1);
+}
