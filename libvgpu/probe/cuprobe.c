@@ -178,7 +178,8 @@ static int busy(unsigned long long ms)
 
 static int usage(void)
 {
-	fprintf(stderr, "usage: cuprobe devices [--json] | alloc MIB... [--json] | hold MIB | busy MS\n");
+	fprintf(stderr,
+		"usage: cuprobe devices [--json] | alloc MIB... [--json] | hold MIB | busy MS\n");
 	return 2;
 }
 

@@ -26,13 +26,15 @@ static void parse_uuid(struct sim_card *card)
 {
 	unsigned int digits = 0;
 
-	for (const char *c = card->uuid + (strlen(card->uuid) > 4 ? 4 : 0); *c && digits < 32; c++) {
+	for (const char *c = card->uuid + (strlen(card->uuid) > 4 ? 4 : 0); *c && digits < 32;
+	     c++) {
 		char text[2] = {*c, 0};
 		unsigned int value = (unsigned int)strtoul(text, NULL, 16);
 
 		if (*c == '-')
 			continue;
-		card->uuid_bytes[digits / 2] = (unsigned char)(card->uuid_bytes[digits / 2] << 4 | value);
+		card->uuid_bytes[digits / 2] =
+			(unsigned char)(card->uuid_bytes[digits / 2] << 4 | value);
 		digits++;
 	}
 }
@@ -47,12 +49,13 @@ static int number_of(const char *const *names, const char *name, int fallback)
 
 static void set_card(struct sim_card *card, const char *key, char *value)
 {
-	static const char *const architectures[] = {"-", "-", "kepler", "maxwell", "pascal", "volta",
-						    "turing", "ampere", "ada", "hopper", "blackwell",
-						    NULL};
-	static const char *const brands[] = {"unknown", "quadro", "tesla", "nvs", "grid", "geforce",
-					     "titan", "-", "-", "-", "-", "-", "quadro rtx",
-					     "nvidia rtx", "nvidia", "geforce rtx", "titan rtx", NULL};
+	static const char *const architectures[] = {"-",      "-",      "kepler",    "maxwell",
+						    "pascal", "volta",  "turing",    "ampere",
+						    "ada",    "hopper", "blackwell", NULL};
+	static const char *const brands[] = {
+		"unknown",    "quadro",     "tesla",  "nvs",         "grid",      "geforce",
+		"titan",      "-",          "-",      "-",           "-",         "-",
+		"quadro rtx", "nvidia rtx", "nvidia", "geforce rtx", "titan rtx", NULL};
 
 	if (strcmp(key, "uuid") == 0) {
 		snprintf(card->uuid, sizeof(card->uuid), "%s", value);
@@ -83,7 +86,8 @@ static void set_card(struct sim_card *card, const char *key, char *value)
 	} else if (strcmp(key, "nvlink") == 0) {
 		char *rest = NULL;
 
-		for (char *item = strtok_r(value, ", ", &rest); item; item = strtok_r(NULL, ", ", &rest))
+		for (char *item = strtok_r(value, ", ", &rest); item;
+		     item = strtok_r(NULL, ", ", &rest))
 			if (atoi(item) >= 0 && atoi(item) < SIM_CARDS)
 				card->nvlink |= 1u << atoi(item);
 	}

@@ -183,8 +183,8 @@ SIM nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *devic
 
 static void bus_id(const struct sim_card *card, char *text, size_t size, int domain_digits)
 {
-	snprintf(text, size, "%0*X:%02X:%02X.%X", domain_digits, card->pci_domain, card->pci_bus, card->pci_device,
-		 card->pci_function);
+	snprintf(text, size, "%0*X:%02X:%02X.%X", domain_digits, card->pci_domain, card->pci_bus,
+		 card->pci_device, card->pci_function);
 }
 
 SIM nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *id, nvmlDevice_t *device)
@@ -198,8 +198,8 @@ SIM nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *id, nvmlDevice_t *
 	for (int i = 0; i < visible_count; i++) {
 		const struct sim_card *card = devices[i].facts;
 
-		if (card->pci_domain == domain && card->pci_bus == bus && card->pci_device == slot &&
-		    card->pci_function == function) {
+		if (card->pci_domain == domain && card->pci_bus == bus &&
+		    card->pci_device == slot && card->pci_function == function) {
 			*device = &devices[i];
 			return sim_nvml_check(*device);
 		}
@@ -383,7 +383,8 @@ struct process_sample {
 	unsigned int sm, memory, encoder, decoder;
 };
 
-SIM nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, struct process_sample *samples,
+SIM nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device,
+						 struct process_sample *samples,
 						 unsigned int *count, unsigned long long since_us)
 {
 	struct sim_usage users[SIM_PROCESSES];

@@ -63,7 +63,11 @@ SIM CUresult cuGetErrorString(CUresult error, const char **text)
 }
 
 #define ONE(name, since) {#name, (void *)&name, since}
-#define TWO(name, since, since_v2) {#name, (void *)&name, since}, {#name, (void *)&name##_v2, since_v2}
+#define TWO(name, since, since_v2)                                                                 \
+	{#name, (void *)&name, since},                                                             \
+	{                                                                                          \
+		#name, (void *)&name##_v2, since_v2                                                \
+	}
 #define SECOND(name, since) {#name, (void *)&name##_v2, since}
 
 /* Later entries of one name are newer. */

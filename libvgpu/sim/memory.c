@@ -80,8 +80,8 @@ static CUresult allocate(CUdeviceptr *pointer, size_t bytes, int map_flags)
 			result = CUDA_ERROR_OUT_OF_MEMORY;
 		} else {
 			*pointer = (CUdeviceptr)memory;
-			allocations[count++] = (struct allocation){*pointer, bytes,
-								   charge_of(bytes), context};
+			allocations[count++] =
+				(struct allocation){*pointer, bytes, charge_of(bytes), context};
 		}
 	}
 	pthread_mutex_unlock(&sim_mutex);

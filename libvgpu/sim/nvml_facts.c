@@ -60,7 +60,8 @@ NUMBER(nvmlDeviceGetCurrPcieLinkWidth, unsigned int, 16)
 NUMBER(nvmlDeviceGetSupportedEventTypes, unsigned long long, 0x18)
 NUMBER_BY(nvmlDeviceGetTemperature, unsigned int, unsigned int, BUSY(device, 31u, 68u))
 NUMBER_BY(nvmlDeviceGetTemperatureThreshold, unsigned int, unsigned int, which == 0 ? 92 : 89)
-NUMBER_BY(nvmlDeviceGetClockInfo, unsigned int, unsigned int, which == 2 ? 1215 : BUSY(device, 210u, 1410u))
+NUMBER_BY(nvmlDeviceGetClockInfo, unsigned int, unsigned int,
+	  which == 2 ? 1215 : BUSY(device, 210u, 1410u))
 NUMBER_BY(nvmlDeviceGetMaxClockInfo, unsigned int, unsigned int, which == 2 ? 1215 : 1410)
 NUMBER_BY(nvmlDeviceGetPcieThroughput, unsigned int, unsigned int, 0)
 
@@ -97,8 +98,8 @@ SIM nvmlReturn_t nvmlDeviceGetCudaComputeCapability(nvmlDevice_t device, int *ma
 	return NVML_SUCCESS;
 }
 
-SIM nvmlReturn_t nvmlDeviceGetPowerManagementLimitConstraints(nvmlDevice_t device, unsigned int *low,
-							      unsigned int *high)
+SIM nvmlReturn_t nvmlDeviceGetPowerManagementLimitConstraints(nvmlDevice_t device,
+							      unsigned int *low, unsigned int *high)
 {
 	CHECK(device);
 	if (!low || !high)
@@ -166,7 +167,8 @@ static const struct sim_card *peer(nvmlDevice_t device, unsigned int link)
 	return NULL;
 }
 
-SIM nvmlReturn_t nvmlDeviceGetNvLinkState(nvmlDevice_t device, unsigned int link, unsigned int *state)
+SIM nvmlReturn_t nvmlDeviceGetNvLinkState(nvmlDevice_t device, unsigned int link,
+					  unsigned int *state)
 {
 	CHECK(device);
 	if (!state || link >= 18)
@@ -233,7 +235,8 @@ SIM nvmlReturn_t nvmlDeviceRegisterEvents(nvmlDevice_t device, unsigned long lon
 	return NVML_SUCCESS;
 }
 
-SIM nvmlReturn_t nvmlEventSetWait_v2(struct nvmlEventSet_st *set, void *data, unsigned int timeout_ms)
+SIM nvmlReturn_t nvmlEventSetWait_v2(struct nvmlEventSet_st *set, void *data,
+				     unsigned int timeout_ms)
 {
 	struct timespec nap = {.tv_sec = timeout_ms / 1000,
 			       .tv_nsec = (long)(timeout_ms % 1000) * 1000000};

@@ -110,7 +110,8 @@ static int map_state(void)
 	    ftruncate(fd, sizeof(struct sim_state)) != 0)
 		result = -errno;
 	memory = result ? MAP_FAILED
-			: mmap(NULL, sizeof(struct sim_state), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+			: mmap(NULL, sizeof(struct sim_state), PROT_READ | PROT_WRITE, MAP_SHARED,
+			       fd, 0);
 	if (memory == MAP_FAILED) {
 		result = result ? result : -errno;
 	} else {

@@ -243,7 +243,8 @@ SIM CUresult cuEventQuery(CUevent event)
 		return CUDA_ERROR_NOT_INITIALIZED;
 	if (!event)
 		return CUDA_ERROR_INVALID_HANDLE;
-	return event->recorded && event->done_ns > sim_now_ns() ? CUDA_ERROR_NOT_READY : CUDA_SUCCESS;
+	return event->recorded && event->done_ns > sim_now_ns() ? CUDA_ERROR_NOT_READY
+								: CUDA_SUCCESS;
 }
 
 SIM CUresult cuEventSynchronize(CUevent event)

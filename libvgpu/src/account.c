@@ -76,7 +76,8 @@ static uint64_t take(struct vgpu_part *part, uint64_t want, bool whole)
 		__atomic_store_n(&device->limit_bytes, limit, __ATOMIC_RELAXED);
 	used = __atomic_load_n(&device->used_bytes, __ATOMIC_RELAXED);
 	do {
-		uint64_t base = plus(used, __atomic_load_n(&device->overhead_bytes, __ATOMIC_RELAXED));
+		uint64_t base =
+			plus(used, __atomic_load_n(&device->overhead_bytes, __ATOMIC_RELAXED));
 		uint64_t room = limit > base ? limit - base : 0;
 
 		got = want < room ? want : room;
@@ -107,7 +108,8 @@ static uint64_t subtract(uint64_t *word, uint64_t bytes)
 
 static uint64_t give(struct vgpu_part *part, uint64_t bytes)
 {
-	struct vgpu_region_slot *slot = atomic_load_explicit(&part->view->slot, memory_order_acquire);
+	struct vgpu_region_slot *slot =
+		atomic_load_explicit(&part->view->slot, memory_order_acquire);
 	uint64_t gone;
 
 	if (!slot || !bytes || !enter(part->view, slot))

@@ -22,7 +22,7 @@ static void forget(CUcontext context)
 
 static CUresult destroy(int real_index, CUcontext context)
 {
-	CUresult (*real)(CUcontext) = (CUresult(*)(CUcontext))vgpu_real_at(real_index);
+	CUresult (*real)(CUcontext) = (CUresult (*)(CUcontext))vgpu_real_at(real_index);
 	CUcontext gone = context;
 	CUresult result;
 
@@ -60,7 +60,7 @@ VGPU_EXPORT CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice devic
 /* Release and reset: if the context is inactive afterwards, its memory is gone. */
 static CUresult end_primary(int real_index, CUdevice device)
 {
-	CUresult (*real)(CUdevice) = (CUresult(*)(CUdevice))vgpu_real_at(real_index);
+	CUresult (*real)(CUdevice) = (CUresult (*)(CUdevice))vgpu_real_at(real_index);
 	__typeof__(&cuDevicePrimaryCtxGetState) get_state = VGPU_REAL(cuDevicePrimaryCtxGetState);
 	unsigned int flags;
 	int active = 1;

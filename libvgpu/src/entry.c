@@ -36,8 +36,8 @@ VGPU_ALWAYS_PLAIN static void *absent(void)
 
 VGPU_ALWAYS_PLAIN static void *real(_Atomic(void *) *cache, const char *name)
 {
-	static const char *const sonames[] = {"libc.so.6", "libdl.so.2", "libc.musl-*", "ld-musl-*",
-					      "libc.so", NULL};
+	static const char *const sonames[] = {"libc.so.6", "libdl.so.2", "libc.musl-*",
+					      "ld-musl-*", "libc.so",    NULL};
 	void *function = atomic_load_explicit(cache, memory_order_relaxed);
 
 	if (!function) {

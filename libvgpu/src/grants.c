@@ -56,7 +56,8 @@ static const char *check(const struct vgpu_grant *grant)
 	if (memcmp(grant->magic, VGPU_GRANT_MAGIC, sizeof(grant->magic)) != 0)
 		return "it does not begin with " VGPU_GRANT_MAGIC;
 	if (grant->abi_major != VGPU_GRANT_ABI_MAJOR)
-		return "its ABI major version is not " "1";
+		return "its ABI major version is not "
+		       "1";
 	if (grant->file_size != sizeof(struct vgpu_grant))
 		return "its file_size field is wrong";
 	if (grant->device_count == 0 || grant->device_count > VGPU_MAX_DEVICES)

@@ -21,8 +21,9 @@ static bool is_ptsz(const struct vgpu_variant *variant, cuuint64_t flags)
 /* A newer driver may have variants that are not in our list yet. */
 static bool is_exported_variant(const char *base, const void *function)
 {
-	static const char *const suffixes[] = {"", "_v2", "_v3", "_v4", "_v5", "_v6", "_v7",
-					       "_ptsz", "_ptds", "_v2_ptsz", "_v2_ptds"};
+	static const char *const suffixes[] = {"",      "_v2",      "_v3",     "_v4",
+					       "_v5",   "_v6",      "_v7",     "_ptsz",
+					       "_ptds", "_v2_ptsz", "_v2_ptds"};
 	char name[160];
 
 	for (size_t i = 0; i < sizeof(suffixes) / sizeof(suffixes[0]); i++) {

@@ -192,8 +192,8 @@ int vgpu_region_open(const struct vgpu_view *view)
 
 	if (fd < 0)
 		return -errno;
-	if (pread(fd, &instance, sizeof(instance),
-		  offsetof(struct vgpu_region_header, instance)) != (ssize_t)sizeof(instance) ||
+	if (pread(fd, &instance, sizeof(instance), offsetof(struct vgpu_region_header, instance)) !=
+		    (ssize_t)sizeof(instance) ||
 	    instance != view->instance) {
 		close(fd);
 		return -ESTALE;

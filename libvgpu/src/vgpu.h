@@ -97,7 +97,7 @@ void vgpu_region_repair(struct vgpu_view *view, uint64_t min_interval_ns);
 struct vgpu_part { /* what one grant gives of one card */
 	const struct vgpu_grant *grant;
 	struct vgpu_view *view;
-	unsigned int index; /* of the device in grant and region */
+	unsigned int index;  /* of the device in grant and region */
 	atomic_ullong limit; /* last consistent value; UINT64_MAX = not limited */
 };
 struct vgpu_card {

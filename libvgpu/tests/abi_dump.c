@@ -5,7 +5,9 @@
 #include "vgpu/grant.h"
 #include "vgpu/region.h"
 
-#define BEGIN(type) printf("%s\"" #type "\": {\"size\": %zu", separator, sizeof(struct type)), separator = ",\n "
+#define BEGIN(type)                                                                                \
+	printf("%s\"" #type "\": {\"size\": %zu", separator, sizeof(struct type)),                 \
+		separator = ",\n "
 #define FIELD(type, field) printf(", \"" #field "\": %zu", offsetof(struct type, field))
 #define END printf("}")
 

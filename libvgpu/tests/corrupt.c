@@ -31,7 +31,6 @@ static void regions(void)
 {
 	const char *path = world_path("grants/uid_gpu/region/region");
 	static char content[sizeof(struct vgpu_region) + 1];
-	struct vgpu_region *region = (void *)content;
 
 	OK(in_child(limited)); /* makes a good one */
 	memcpy(content, world_region("uid_gpu"), sizeof(struct vgpu_region));
@@ -41,13 +40,11 @@ static void regions(void)
 	}
 	world_write(path, content, sizeof(struct vgpu_region) + 1);
 	OK(in_child(limited));
-	for (size_t offset = 0; offset < 64; offset += 4) {
-		if (offset >= 36)
-			break;
-		region->header.magic[offset] ^= 0x55;
+	for (size_t offset = 0; offset < offsetof(struct vgpu_region_header, flags); offset += 4) {
+		content[offset] ^= 0x55;
 		world_write(path, content, sizeof(struct vgpu_region));
 		OK(in_child(limited));
-		region->header.magic[offset] ^= 0x55;
+		content[offset] ^= 0x55;
 	}
 	/* A well-formed header over noise: it may refuse, but must not crash. */
 	for (size_t i = offsetof(struct vgpu_region, slots); i < sizeof(struct vgpu_region); i++)
@@ -67,7 +64,7 @@ static void grants(void)
 {
 	const char *path = world_path("grants/uid_gpu/grant");
 	static char good[sizeof(struct vgpu_grant)], content[sizeof(struct vgpu_grant) + 1];
-	static const size_t offsets[] = {0, 8, 12, 24, 256, 270};
+	static const size_t offsets[] = {0, 8, 12, 24, 256, 268};
 	FILE *file = fopen(path, "re");
 
 	CHECK(file && fread(good, sizeof(good), 1, file) == 1);

@@ -10,12 +10,24 @@
 void *wrapper_next_getppid(void);
 void *wrapper_own_getppid(void);
 
-static const char *const cuda_names[] = {
-	"cuInit", "cuGetProcAddress", "cuGetProcAddress_v2", "cuMemAlloc", "cuMemAlloc_v2",
-	"cuMemFree", "cuMemFree_v2", "cuMemGetInfo", "cuMemGetInfo_v2", "cuDeviceTotalMem",
-	"cuDeviceTotalMem_v2", "cuCtxDestroy", "cuCtxDestroy_v2", "cuDevicePrimaryCtxRetain",
-	"cuDevicePrimaryCtxRelease", "cuDevicePrimaryCtxRelease_v2", "cuDevicePrimaryCtxReset",
-	"cuDevicePrimaryCtxReset_v2"};
+static const char *const cuda_names[] = {"cuInit",
+					 "cuGetProcAddress",
+					 "cuGetProcAddress_v2",
+					 "cuMemAlloc",
+					 "cuMemAlloc_v2",
+					 "cuMemFree",
+					 "cuMemFree_v2",
+					 "cuMemGetInfo",
+					 "cuMemGetInfo_v2",
+					 "cuDeviceTotalMem",
+					 "cuDeviceTotalMem_v2",
+					 "cuCtxDestroy",
+					 "cuCtxDestroy_v2",
+					 "cuDevicePrimaryCtxRetain",
+					 "cuDevicePrimaryCtxRelease",
+					 "cuDevicePrimaryCtxRelease_v2",
+					 "cuDevicePrimaryCtxReset",
+					 "cuDevicePrimaryCtxReset_v2"};
 static const char *const nvml_names[] = {"nvmlInit", "nvmlInit_v2", "nvmlInitWithFlags",
 					 "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetMemoryInfo_v2"};
 
@@ -52,13 +64,17 @@ static void by_procaddress(void)
 	static const struct {
 		const char *base, *variant;
 		int version;
-	} cases[] = {{"cuMemAlloc", "cuMemAlloc", 2000},       {"cuMemAlloc", "cuMemAlloc", 3010},
-		     {"cuMemAlloc", "cuMemAlloc_v2", 3020},    {"cuMemAlloc", "cuMemAlloc_v2", 13000},
-		     {"cuMemFree", "cuMemFree_v2", 12000},     {"cuMemGetInfo", "cuMemGetInfo_v2", 11030},
+	} cases[] = {{"cuMemAlloc", "cuMemAlloc", 2000},
+		     {"cuMemAlloc", "cuMemAlloc", 3010},
+		     {"cuMemAlloc", "cuMemAlloc_v2", 3020},
+		     {"cuMemAlloc", "cuMemAlloc_v2", 13000},
+		     {"cuMemFree", "cuMemFree_v2", 12000},
+		     {"cuMemGetInfo", "cuMemGetInfo_v2", 11030},
 		     {"cuDeviceTotalMem", "cuDeviceTotalMem_v2", 13000},
 		     {"cuGetProcAddress", "cuGetProcAddress", 11030},
 		     {"cuGetProcAddress", "cuGetProcAddress_v2", 12000},
-		     {"cuInit", "cuInit", 12000},	       {"cuCtxDestroy", "cuCtxDestroy_v2", 4000},
+		     {"cuInit", "cuInit", 12000},
+		     {"cuCtxDestroy", "cuCtxDestroy_v2", 4000},
 		     {"cuDevicePrimaryCtxRelease", "cuDevicePrimaryCtxRelease", 10000},
 		     {"cuDevicePrimaryCtxRelease", "cuDevicePrimaryCtxRelease_v2", 11000}};
 	void *function = NULL;
@@ -68,7 +84,8 @@ static void by_procaddress(void)
 		void *expected = dlsym(RTLD_DEFAULT, cases[i].variant);
 
 		for (cuuint64_t flags = 0; flags < 3; flags++) {
-			OK(cuGetProcAddress_v2(cases[i].base, &function, cases[i].version, flags, &status));
+			OK(cuGetProcAddress_v2(cases[i].base, &function, cases[i].version, flags,
+					       &status));
 			OK(status);
 			CHECK(function == expected);
 		}
@@ -90,7 +107,8 @@ static void by_procaddress(void)
 int main(void)
 {
 	world();
-	IS(sizeof(cuda_names) / sizeof(char *) + sizeof(nvml_names) / sizeof(char *), VGPU_HOOK_COUNT);
+	IS(sizeof(cuda_names) / sizeof(char *) + sizeof(nvml_names) / sizeof(char *),
+	   VGPU_HOOK_COUNT);
 	for (size_t i = 0; i < sizeof(cuda_names) / sizeof(char *); i++)
 		by_dlsym("libcuda.so.1", cuda_names[i]);
 	for (size_t i = 0; i < sizeof(nvml_names) / sizeof(char *); i++)

@@ -42,7 +42,8 @@
 void world(void);
 const char *world_path(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Grants `mib` of up to two cards (NULL = no second one); 0 = not limited. */
-void world_grant(const char *name, const char *uuid, uint64_t mib, const char *uuid2, uint64_t mib2);
+void world_grant(const char *name, const char *uuid, uint64_t mib, const char *uuid2,
+		 uint64_t mib2);
 void world_write(const char *path, const void *data, size_t size);
 /* The mapped region of a grant, made by some process before. */
 struct vgpu_region *world_region(const char *name);

@@ -73,29 +73,29 @@ struct vgpu_region_device {
 	uint64_t peak_bytes;     /* W libvgpu: highest used_bytes seen */
 	uint8_t reserved1[40];
 	/* line 2: compute limit */
-	int64_t bucket_ns;        /* W libvgpu: GPU nanoseconds left; negative = debt */
-	uint64_t last_refill_ns;  /* W libvgpu: CLOCK_MONOTONIC */
-	uint32_t trim_permille;   /* W node: correction of charged time; 0 = 1000 */
-	uint32_t gate;            /* W node: not 0 holds launches back (priority) */
-	uint64_t busy_ns;         /* W libvgpu: GPU nanoseconds charged so far */
+	int64_t bucket_ns;       /* W libvgpu: GPU nanoseconds left; negative = debt */
+	uint64_t last_refill_ns; /* W libvgpu: CLOCK_MONOTONIC */
+	uint32_t trim_permille;  /* W node: correction of charged time; 0 = 1000 */
+	uint32_t gate;           /* W node: not 0 holds launches back (priority) */
+	uint64_t busy_ns;        /* W libvgpu: GPU nanoseconds charged so far */
 	uint8_t reserved2[32];
 	/* line 3: statistics */
-	uint64_t alloc_count;     /* W libvgpu; R node */
-	uint64_t free_count;      /* W libvgpu; R node */
-	uint64_t oom_count;       /* W libvgpu: refusals by the limit; R node */
+	uint64_t alloc_count;      /* W libvgpu; R node */
+	uint64_t free_count;       /* W libvgpu; R node */
+	uint64_t oom_count;        /* W libvgpu: refusals by the limit; R node */
 	uint64_t driver_oom_count; /* W libvgpu: refusals by the driver; R node */
-	uint64_t unhooked_count;  /* W libvgpu: unknown variants handed out; R node */
+	uint64_t unhooked_count;   /* W libvgpu: unknown variants handed out; R node */
 	uint8_t reserved3[24];
 };
 
 struct vgpu_region_slot {
-	uint32_t state;         /* W owner LIVE, W repairer FREE */
-	uint32_t inflight;      /* W owner (atomic): threads between two additions */
-	uint32_t pid;           /* W owner: in its own PID namespace */
-	uint32_t host_pid;      /* W node: 0 = not known yet */
-	uint64_t start_time;    /* W owner: /proc/self/stat field 22 (clock ticks) */
-	uint64_t pid_namespace; /* W owner: inode of /proc/self/ns/pid */
-	uint8_t reserved[32];   /* zero */
+	uint32_t state;                        /* W owner LIVE, W repairer FREE */
+	uint32_t inflight;                     /* W owner (atomic): threads between two additions */
+	uint32_t pid;                          /* W owner: in its own PID namespace */
+	uint32_t host_pid;                     /* W node: 0 = not known yet */
+	uint64_t start_time;                   /* W owner: /proc/self/stat field 22 (clock ticks) */
+	uint64_t pid_namespace;                /* W owner: inode of /proc/self/ns/pid */
+	uint8_t reserved[32];                  /* zero */
 	uint64_t used_bytes[VGPU_MAX_DEVICES]; /* W owner (atomic); R everybody */
 };
 
@@ -105,7 +105,7 @@ struct vgpu_region {
 	struct vgpu_region_slot slots[VGPU_REGION_SLOTS];
 };
 
-#define VGPU_REGION_AT(type, field, offset) \
+#define VGPU_REGION_AT(type, field, offset)                                                        \
 	static_assert(offsetof(struct type, field) == (offset), "region ABI: " #type "." #field)
 VGPU_REGION_AT(vgpu_region_header, magic, 0);
 VGPU_REGION_AT(vgpu_region_header, abi_major, 8);
