@@ -50,7 +50,7 @@ static void enumerate(void)
 {
 	const char *wanted = getenv("CUDA_VISIBLE_DEVICES");
 	char text[1024], *rest = NULL;
-	int all[SIM_CARDS], count = 0;
+	int all[SIM_CARDS] = {0}, count = 0;
 
 	for (int i = 0; i < sim_config()->card_count; i++)
 		if (sim_visible(i))
@@ -113,11 +113,12 @@ int sim_card_of(CUdevice device)
 
 #define DEVICE_OR_RETURN(device)                                                                   \
 	const struct sim_card *card;                                                               \
+	const int card_number = sim_card_of(device);                                               \
 	if (sim_ready())                                                                           \
 		return CUDA_ERROR_NOT_INITIALIZED;                                                 \
-	if (sim_card_of(device) < 0)                                                               \
+	if (card_number < 0)                                                                       \
 		return CUDA_ERROR_INVALID_DEVICE;                                                  \
-	card = &sim_config()->cards[sim_card_of(device)]
+	card = &sim_config()->cards[card_number]
 
 SIM CUresult cuDriverGetVersion(int *version)
 {

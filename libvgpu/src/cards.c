@@ -23,7 +23,7 @@ struct vgpu_card *vgpu_card_of_device(CUdevice device)
 {
 	/* What a CUdevice is never changes within a process: 0 = not asked yet,
 	 * 1 = not granted, else the card's number + 2. */
-	static atomic_uint known[KNOWN_DEVICES];
+	static unsigned int known[KNOWN_DEVICES];
 	__typeof__(&cuDeviceGetUuid_v2) get_uuid = VGPU_REAL(cuDeviceGetUuid_v2);
 	struct vgpu_card *card;
 	CUuuid uuid;

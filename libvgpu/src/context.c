@@ -8,7 +8,7 @@
 #define KNOWN_DEVICES 64
 
 /* The primary context of each device, since its reset names only the device. */
-static _Atomic(CUcontext) primaries[KNOWN_DEVICES];
+static CUcontext primaries[KNOWN_DEVICES];
 
 static void forget(CUcontext context)
 {

@@ -26,7 +26,7 @@ __attribute__((used)) struct pick vgpu_pick_dlsym(void *handle, const char *name
 __attribute__((used)) struct pick vgpu_pick_dlvsym(void *handle, const char *name,
 						   const char *version);
 
-static _Atomic(void *) real_dlsym, real_dlvsym;
+static void *real_dlsym, *real_dlvsym;
 
 /* Stands in for a real function that this C library does not have (dlvsym in musl). */
 VGPU_ALWAYS_PLAIN static void *absent(void)
@@ -34,7 +34,7 @@ VGPU_ALWAYS_PLAIN static void *absent(void)
 	return NULL;
 }
 
-VGPU_ALWAYS_PLAIN static void *real(_Atomic(void *) *cache, const char *name)
+VGPU_ALWAYS_PLAIN static void *real(void **cache, const char *name)
 {
 	static const char *const sonames[] = {"libc.so.6", "libdl.so.2", "libc.musl-*",
 					      "ld-musl-*", "libc.so",    NULL};
@@ -134,5 +134,8 @@ VGPU_ALWAYS_PLAIN struct pick vgpu_pick_dlvsym(void *handle, const char *name, c
 #error "write the dlsym stub for this architecture"
 #endif
 
+/* ThreadSanitizer's runtime looks symbols up before it can bear any call. */
+#ifndef VGPU_WITHOUT_DLSYM
 STUB(dlsym, vgpu_pick_dlsym);
 STUB(dlvsym, vgpu_pick_dlvsym);
+#endif

@@ -95,13 +95,16 @@ static const char *map(const char *path, const struct vgpu_grant **grant)
 			*grant = memory;
 	}
 	close(fd);
-	return reason ? reason : check(*grant);
+	if (!*grant)
+		return reason ? reason : "it cannot be mapped";
+	return check(*grant);
 }
 
+/* ACQUIRE: what is read after these, above all the sequence, is read after them. */
 static uint64_t effective_limit(const struct vgpu_grant_device *device)
 {
-	uint64_t limit = __atomic_load_n(&device->memory_limit_bytes, __ATOMIC_RELAXED);
-	uint32_t flags = __atomic_load_n(&device->flags, __ATOMIC_RELAXED);
+	uint64_t limit = __atomic_load_n(&device->memory_limit_bytes, __ATOMIC_ACQUIRE);
+	uint32_t flags = __atomic_load_n(&device->flags, __ATOMIC_ACQUIRE);
 
 	return limit == 0 || (flags & VGPU_GRANT_CONTROL_DISABLED) ? UINT64_MAX : limit;
 }
@@ -114,7 +117,6 @@ uint64_t vgpu_part_limit(struct vgpu_part *part)
 		uint64_t before = __atomic_load_n(&part->grant->sequence, __ATOMIC_ACQUIRE);
 		uint64_t limit = effective_limit(&part->grant->devices[part->index]);
 
-		__atomic_thread_fence(__ATOMIC_ACQUIRE);
 		if (!(before & 1) &&
 		    before == __atomic_load_n(&part->grant->sequence, __ATOMIC_RELAXED)) {
 			atomic_store_explicit(&part->limit, limit, memory_order_relaxed);
@@ -148,7 +150,7 @@ static const char *add(struct vgpu_grants *grants, const struct vgpu_grant *gran
 		part->grant = grant;
 		part->view = view;
 		part->index = i;
-		atomic_init(&part->limit, effective_limit(&grant->devices[i]));
+		part->limit = effective_limit(&grant->devices[i]);
 		vgpu_part_limit(part);
 	}
 	return NULL;
@@ -174,7 +176,7 @@ static void load_one(struct vgpu_grants *grants, const char *root, const char *n
 		reason = "there are too many grants";
 	else
 		reason = map(path, &grant);
-	if (!reason) {
+	if (!reason && grant) {
 		view = &grants->views[grants->view_count++];
 		vgpu_region_attach(view, directory, grant);
 		reason = view->map ? add(grants, grant, view) : "there is no memory for its region";

@@ -9,7 +9,7 @@
 
 enum { UNTOUCHED, STARTING, STARTED };
 
-static atomic_int stage;
+static int stage;
 static struct vgpu_grants grants;
 
 /* The child shares the mappings but is another process: it gets its own slot

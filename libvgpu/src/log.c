@@ -8,7 +8,7 @@
 
 static int threshold(void)
 {
-	static atomic_int cached = -1;
+	static int cached = -1;
 	int level = atomic_load_explicit(&cached, memory_order_relaxed);
 
 	if (level < 0) {

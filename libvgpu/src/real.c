@@ -8,7 +8,7 @@
 
 #include "vgpu.h"
 
-static _Atomic(void *) functions[VGPU_REAL_COUNT];
+static void *functions[VGPU_REAL_COUNT];
 
 static const char *const libraries[][2] = {
 	[VGPU_CUDA] = {"libcuda.so.1", NULL},
@@ -20,7 +20,7 @@ static const char *const libraries[][2] = {
 static void pin(enum vgpu_library library)
 {
 	static const char *const loaders[] = {"libc.so.6", "libdl.so.2", "libc.musl-*", NULL};
-	static atomic_int pinned[2];
+	static int pinned[2];
 	void *(*open_library)(const char *, int) = NULL;
 
 	if (atomic_exchange(&pinned[library], 1))

@@ -10,11 +10,11 @@
 #ifndef VGPU_VGPU_H
 #define VGPU_VGPU_H
 
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
+#include "atomics.h"
 #include "cuda_api.h"
 #include "hooks_gen.h"
 #include "nvml_api.h"
@@ -26,7 +26,7 @@
 
 /* ---- lock.h: a word that yields; held for nanoseconds, never over a driver call */
 struct vgpu_lock {
-	atomic_int held;
+	int held;
 };
 void vgpu_lock(struct vgpu_lock *lock);
 void vgpu_unlock(struct vgpu_lock *lock);
@@ -76,11 +76,11 @@ bool vgpu_grant_must_be_readonly(void);
 struct vgpu_view {
 	struct vgpu_region *map;
 	uint64_t instance;
-	_Atomic(struct vgpu_region_slot *) slot; /* ours, once claimed */
+	struct vgpu_region_slot *slot; /* ours, once claimed */
 	struct vgpu_lock claim;
 	int fd;       /* holds the slot's lock where a mapping cannot; else -1 */
 	bool private; /* memory of this process alone */
-	atomic_ullong last_repair_ns;
+	uint64_t last_repair_ns;
 	char path[512];
 };
 void vgpu_region_attach(struct vgpu_view *view, const char *directory,
@@ -97,8 +97,8 @@ void vgpu_region_repair(struct vgpu_view *view, uint64_t min_interval_ns);
 struct vgpu_part { /* what one grant gives of one card */
 	const struct vgpu_grant *grant;
 	struct vgpu_view *view;
-	unsigned int index;  /* of the device in grant and region */
-	atomic_ullong limit; /* last consistent value; UINT64_MAX = not limited */
+	unsigned int index; /* of the device in grant and region */
+	uint64_t limit;     /* last consistent value; UINT64_MAX = not limited */
 };
 struct vgpu_card {
 	uint8_t uuid[16];
