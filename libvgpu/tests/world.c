@@ -4,9 +4,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -132,6 +134,8 @@ int start_child(void (*function)(void))
 
 	CHECK(pid >= 0);
 	if (pid == 0) {
+		/* A test that fails must not leave children that wait for ever. */
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		function();
 		_Exit(0);
 	}
