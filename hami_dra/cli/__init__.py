@@ -1,0 +1,49 @@
+"""The one command ``hami-dra``; each process's room is imported only when it is asked for."""
+
+from importlib import import_module
+from typing import Final
+
+import click
+
+from hami_dra import __version__
+from hami_dra.contract.errors import HamiDraError
+
+_COMMANDS: Final = {
+    "node": ("hami_dra.cli.node", "node"),
+    "webhook": ("hami_dra.cli.webhook", "webhook"),
+    "controller": ("hami_dra.cli.controller", "controller"),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group that pays for a subcommand's imports when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names without importing anything."""
+        del ctx
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one subcommand."""
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute = _COMMANDS[cmd_name]
+        command = getattr(import_module(module), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module}.{attribute} is not a command")
+        return command
+
+
+@click.group(cls=_LazyGroup)
+@click.version_option(__version__, prog_name="hami-dra")
+def cli() -> None:
+    """Share NVIDIA GPUs on stock Kubernetes."""
+
+
+def main() -> None:
+    """Run the command line; an error raised on purpose is one line, not a traceback."""
+    try:
+        cli(auto_envvar_prefix="HAMI_DRA")
+    except HamiDraError as error:
+        raise SystemExit(f"hami-dra: {error}") from error

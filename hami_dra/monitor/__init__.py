@@ -1,0 +1,1 @@
+"""What cards, shares and pods do, as numbers and pages."""

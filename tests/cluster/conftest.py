@@ -1,0 +1,44 @@
+"""One real cluster with hami-dra in it, per test module."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from hami_dra.testing.simgpu import A100, T4
+from tests.cluster.cluster import Cluster
+from tests.cluster.fixtures import cluster, cluster_config
+from tests.cluster.stack import Stack
+
+__all__ = ["cluster", "cluster_config"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a cluster, and give it time: a retry by kubelet takes up to 90 s."""
+    for item in items:
+        if "stack" in getattr(item, "fixturenames", ()) or "cluster" in getattr(
+            item, "fixturenames", ()
+        ):
+            item.add_marker(pytest.mark.cluster)
+            item.add_marker(pytest.mark.timeout(300))
+
+
+@pytest.fixture(scope="module")
+def stack(cluster: Cluster) -> Iterator[Stack]:
+    """Install hami-dra with two unlike cards."""
+    installed = Stack.install(cluster, (A100, T4))
+    yield installed
+    print(installed.cluster.logs("node")[-4000:])
+    print(installed.cluster.logs("webhook")[-4000:])
+
+
+@pytest.fixture(autouse=True)
+def clean_namespace(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leave the default namespace empty, so that a failed test fails alone."""
+    yield
+    if "stack" not in request.fixturenames:
+        return
+    installed: Stack = request.getfixturevalue("stack")
+    installed.ensure_node()
+    for kind in ("pods", "resourceclaims"):
+        installed.cluster.kubectl("delete", kind, "--all", "--grace-period=1")
+    installed.cluster.wait_for_all("resourceclaims", lambda items: not items)

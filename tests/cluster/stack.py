@@ -1,0 +1,291 @@
+"""hami-dra in a test cluster: simulated cards, the node plugin, the webhook, and what they leave.
+
+The processes run with ServiceAccounts of their own and no more rights than ``deploy/manifests``
+gives, so a missing permission fails here first.
+"""
+
+import json
+import signal
+import sqlite3
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from hami_dra.contract.names import CDI_KIND_CLAIM, DRIVER_NAME
+from hami_dra.testing.simgpu import DriverRoot, SimCard, create_driver_root, write_cards
+from tests.cluster.cluster import Cluster
+from tests.cluster.config import BUILD
+from tests.cluster.launch import ROOT
+
+NAMESPACE = "hami-dra"
+WEBHOOK = "https://127.0.0.1:8443"
+NODE_HEALTH = "http://127.0.0.1:8080"
+WEBHOOK_HEALTH = "http://127.0.0.1:8081"
+_NVML_DRIVER_NOT_LOADED = 9  # nvmlReturn_t NVML_ERROR_DRIVER_NOT_LOADED
+_COMMAND = (sys.executable, "-m", "hami_dra")
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """What exists of claims on the node and in the API server; all empty when nothing runs."""
+
+    claims: tuple[str, ...]
+    cdi_files: tuple[str, ...]
+    grants: tuple[str, ...]
+    ledger_rows: tuple[str, ...]
+    mounts: tuple[str, ...]
+
+    @property
+    def none(self) -> bool:
+        """Whether nothing is left."""
+        return not any((self.claims, self.cdi_files, self.grants, self.ledger_rows, self.mounts))
+
+
+class Stack:
+    """hami-dra installed into a cluster."""
+
+    def __init__(self, cluster: Cluster, driver: DriverRoot, cards: Sequence[SimCard]) -> None:
+        self.cluster = cluster
+        self._cards = tuple(cards)
+        self.driver = driver
+        self.state = cluster.directory / "hami-dra"
+
+    @classmethod
+    def install(
+        cls, cluster: Cluster, cards: Sequence[SimCard], *, webhook: bool = True, node: bool = True
+    ) -> Self:
+        """Install the manifests and start the processes; return once they are ready."""
+        driver = create_driver_root(cluster.directory / "driver", cards, BUILD)
+        stack = cls(cluster, driver, cards)
+        for name in ("namespace.yaml", "rbac.yaml"):
+            cluster.apply((ROOT / "deploy" / "manifests" / name).read_text())
+        if webhook:
+            stack.start_webhook()
+        if node:
+            stack.start_node()
+        return stack
+
+    # --- processes
+
+    def start_webhook(self) -> None:
+        """Make certificates, register the webhooks and serve them."""
+        certificates = str(self.state / "webhook-certs")
+        self._hami_dra(
+            "controller", "bootstrap", "--cert-dir", certificates, "--webhook-url", WEBHOOK,
+            account="hami-dra-controller",
+        )  # fmt: skip
+        self.cluster.start_process(
+            "webhook",
+            [
+                *_COMMAND, "webhook", "--cert-dir", certificates,
+                "--listen", WEBHOOK.removeprefix("https://"),
+                "--health-listen", WEBHOOK_HEALTH.removeprefix("http://"),
+                "--kubeconfig", self._kubeconfig("hami-dra-webhook"),
+            ],
+            ready=f"{WEBHOOK_HEALTH}/readyz",
+        )  # fmt: skip
+
+    def node_arguments(self) -> list[str]:
+        """Return the node plugin's options for this cluster."""
+        cluster = self.cluster
+        return [
+            "--node-name", self.node_name,
+            "--kubeconfig", self._kubeconfig("hami-dra-node"),
+            "--kubelet-dir", str(cluster.kubelet_directory),
+            "--cdi-dir", str(cluster.cdi_directory),
+            "--state-dir", str(self.state),
+            "--driver-root", str(self.driver.root),
+            "--libvgpu", str(BUILD / "src" / "libvgpu.so"),
+            "--inject-path", f"{self.driver.sim_dir}:/run/vgpu-sim:rw",
+            "--health-host",
+            "127.0.0.1",
+            "--health-port",
+            "8080",
+        ]  # fmt: skip
+
+    def start_node(self, *, crash_at: str | None = None, ready: bool = True) -> None:
+        """Start the node plugin.
+
+        Args:
+            crash_at: a durable step of Prepare after which the process kills itself.
+            ready: wait until /readyz answers 200; else only until the process runs.
+        """
+        command = [*_COMMAND, "node"]
+        if crash_at is not None:
+            command = [sys.executable, "-m", "hami_dra.testing.crash", "--at", crash_at, "--"]
+        self.cluster.start_process(
+            "node",
+            [*command, *self.node_arguments()],
+            self.driver.environment(),
+            ready=f"{NODE_HEALTH}/readyz" if ready else "started",
+        )
+
+    def stop_node(self, sig: int = signal.SIGTERM) -> dict[str, Any]:
+        """Stop the node plugin with a signal."""
+        return self.cluster.stop_process("node", sig)
+
+    def ensure_node(self) -> None:
+        """Start the node plugin if it does not run: without it no pod with a claim ends."""
+        if self.cluster.process_status("node")["state"] != "running":
+            self.start_node()
+
+    def wait_node_ended(self, timeout_seconds: float = 60.0) -> dict[str, Any]:
+        """Return the node plugin's status once it has ended by itself."""
+        return self.cluster.wait_process_ended("node", timeout_seconds)
+
+    def break_nvml(self) -> None:
+        """Let NVML's initialisation fail from now on, as without a loaded kernel module."""
+        write_cards(self.driver.sim_dir, self._cards, init_error=_NVML_DRIVER_NOT_LOADED)
+
+    def repair_nvml(self) -> None:
+        """Undo `break_nvml`."""
+        write_cards(self.driver.sim_dir, self._cards)
+
+    @property
+    def node_name(self) -> str:
+        """The one node of the cluster."""
+        return str(self.cluster.api.items("nodes")[0]["metadata"]["name"])
+
+    # --- what it did
+
+    def devices(self) -> list[dict[str, Any]]:
+        """Return the published devices in the order of the slices."""
+        return [device for item in self.slices() for device in item["spec"].get("devices") or []]
+
+    def slices(self) -> list[dict[str, Any]]:
+        """Return our ResourceSlices in the order of their names."""
+        return sorted(
+            (
+                item
+                for item in self.cluster.api.items("resourceslices")
+                if item["spec"]["driver"] == DRIVER_NAME
+            ),
+            key=lambda item: str(item["metadata"]["name"]),
+        )
+
+    def claims(self, namespace: str = "default") -> list[dict[str, Any]]:
+        """Return the ResourceClaims of a namespace."""
+        return self.cluster.api.items("resourceclaims", namespace)
+
+    def claim_of(self, pod: str, namespace: str = "default") -> dict[str, Any]:
+        """Return the claim that was made for a pod."""
+        for claim in self.claims(namespace):
+            owners = claim["metadata"].get("ownerReferences", [])
+            if any(owner["name"] == pod for owner in owners):
+                return claim
+        raise LookupError(f"no ResourceClaim belongs to pod {namespace}/{pod}")
+
+    def cdi_file(self, claim: dict[str, Any]) -> Path:
+        """Return the CDI file of a claim."""
+        uid = claim["metadata"]["uid"]
+        for path in self.cdi_files():
+            if uid in path.name:
+                return path
+        raise LookupError(f"no CDI file of claim {uid} in {self.cluster.cdi_directory}")
+
+    def cdi_files(self) -> list[Path]:
+        """Return the CDI files of claims (not the node's file that describes its cards)."""
+        return sorted(
+            path
+            for path in self.cluster.cdi_directory.iterdir()
+            if path.suffix == ".json" and json.loads(path.read_text())["kind"] == CDI_KIND_CLAIM
+        )
+
+    def ledger_rows(self) -> list[str]:
+        """Return the UIDs of the claims in the node's ledger, read as any program would."""
+        path = self.state / "ledger.db"
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            return [str(row[0]) for row in connection.execute("SELECT uid FROM claims")]
+
+    def leftovers(self) -> Leftovers:
+        """Return everything of any claim that exists now."""
+        grants = self.state / "claims"
+        # Of every process in the cluster: what a container has mounted only it can see.
+        script = "cat /proc/[0-9]*/mountinfo 2>/dev/null | sort -u"
+        mounts = self.cluster.run(["sh", "-c", script]).stdout.splitlines()
+        return Leftovers(
+            claims=tuple(
+                f"{item['metadata']['namespace']}/{item['metadata']['name']}"
+                for item in self.cluster.api.items("resourceclaims")
+            ),
+            cdi_files=tuple(path.name for path in self.cdi_files()),
+            grants=tuple(path.name for path in grants.iterdir()) if grants.exists() else (),
+            ledger_rows=tuple(self.ledger_rows()),
+            mounts=tuple(line for line in mounts if str(grants) in line),
+        )
+
+    def readiness(self, health: str = NODE_HEALTH) -> str:
+        """Return what /readyz says, whatever its status."""
+        program = (
+            "import sys, urllib.request, urllib.error\n"
+            "try: print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())\n"
+            "except urllib.error.HTTPError as error: print(error.read().decode())\n"
+        )
+        return self.cluster.run([sys.executable, "-c", program, f"{health}/readyz"]).stdout
+
+    # --- what a container sees
+
+    def all_visible_mib(self, pod: str) -> list[int]:
+        """Return the size of each device as a container sees it; CUDA and NVML have to agree."""
+        done = self.cluster.exec(pod, "cuprobe", "devices", "--json")
+        sizes = [
+            (int(item["cuda_total_mib"]), int(item["nvml_total_mib"]))
+            for item in json.loads(done.stdout)
+        ]
+        if any(cuda != nvml for cuda, nvml in sizes):
+            raise AssertionError(f"CUDA and NVML disagree in pod {pod}: {sizes}")
+        return [cuda for cuda, _ in sizes]
+
+    def wait_exec(self, pod: str, timeout_seconds: float = 30.0) -> None:
+        """Return once kubelet lets commands into a pod: after its start it learns of pods anew."""
+        deadline = time.monotonic() + timeout_seconds
+        while self.cluster.exec(pod, "true", check=False).returncode != 0:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"kubelet knows no pod {pod} after {timeout_seconds:g} s")
+
+    def visible_mib(self, pod: str) -> int:
+        """Return the size of a container's only device."""
+        (size,) = self.all_visible_mib(pod)
+        return size
+
+    def host_cards(self) -> list[dict[str, Any]]:
+        """Return name, total_mib and used_mib of each card, by nvidia-ml-py on the node."""
+        program = (
+            "import json, pynvml as n\n"
+            "n.nvmlInit()\n"
+            "cards = [n.nvmlDeviceGetHandleByIndex(i) for i in range(n.nvmlDeviceGetCount())]\n"
+            "read = [(n.nvmlDeviceGetName(c), n.nvmlDeviceGetMemoryInfo(c)) for c in cards]\n"
+            "print(json.dumps([{'name': a, 'total_mib': m.total >> 20, 'used_mib': m.used >> 20}"
+            " for a, m in read]))\n"
+        )
+        done = self.cluster.run([sys.executable, "-c", program], self.driver.environment())
+        cards: list[dict[str, Any]] = json.loads(done.stdout)
+        return cards
+
+    def host_used_mib(self) -> int:
+        """Return what is used on all cards together, by NVML on the node."""
+        return sum(int(card["used_mib"]) for card in self.host_cards())
+
+    def wait_pod_log(self, pod: str, line: str, timeout_seconds: float = 60.0) -> None:
+        """Return once a pod has written a line, by following its log."""
+        self.cluster.wait_pod_started(pod)
+        self.cluster.wait_pod_log(pod, line, timeout_seconds=timeout_seconds)
+
+    def apply_and_hear(self, manifests: str) -> str:
+        """Apply and return all that kubectl tells the person, warnings included."""
+        return self.cluster.kubectl_said("apply", "-f", "-", input=manifests)
+
+    # --- inside
+
+    def _hami_dra(self, *arguments: str, account: str) -> str:
+        done = self.cluster.run([*_COMMAND, *arguments, "--kubeconfig", self._kubeconfig(account)])
+        if done.returncode != 0:
+            raise RuntimeError(f"hami-dra {' '.join(arguments)}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def _kubeconfig(self, account: str) -> str:
+        return str(self.cluster.service_account_kubeconfig(NAMESPACE, account))
