@@ -1,0 +1,1 @@
+"""Tests; the names of the folders say of what kind."""

@@ -127,6 +127,26 @@ static int map_state(void)
 	return result;
 }
 
+/* Takes over what may change under running processes: the cards' health, and
+ * whether NVML initialises (a driver can be loaded later). */
+static void refresh(void)
+{
+	struct sim_config fresh;
+	struct stat status;
+	char path[512];
+
+	config_checked_ns = sim_now_ns();
+	path_of(path, sizeof(path), "cards.ini");
+	if (stat(path, &status) != 0 ||
+	    memcmp(&status.st_mtim, &config_time, sizeof(config_time)) == 0 ||
+	    sim_config_read(path, &fresh) != 0 || fresh.card_count != config.card_count)
+		return;
+	config_time = status.st_mtim;
+	config.init_error = fresh.init_error;
+	for (int i = 0; i < config.card_count; i++)
+		config.cards[i].lost = fresh.cards[i].lost;
+}
+
 int sim_load(void)
 {
 	char path[512];
@@ -146,6 +166,8 @@ int sim_load(void)
 			pthread_atfork(NULL, NULL, after_fork_in_child);
 		}
 		loaded = result == 0;
+	} else {
+		refresh();
 	}
 	pthread_mutex_unlock(&mutex);
 	return result;
@@ -158,23 +180,11 @@ const struct sim_config *sim_config(void)
 
 bool sim_lost(int card)
 {
-	struct sim_config fresh;
-	struct stat status;
-	char path[512];
 	bool lost;
 
 	pthread_mutex_lock(&mutex);
-	if (sim_now_ns() - config_checked_ns > 10000000u) {
-		config_checked_ns = sim_now_ns();
-		path_of(path, sizeof(path), "cards.ini");
-		if (stat(path, &status) == 0 &&
-		    memcmp(&status.st_mtim, &config_time, sizeof(config_time)) != 0 &&
-		    sim_config_read(path, &fresh) == 0 && fresh.card_count == config.card_count) {
-			config_time = status.st_mtim;
-			for (int i = 0; i < config.card_count; i++)
-				config.cards[i].lost = fresh.cards[i].lost;
-		}
-	}
+	if (sim_now_ns() - config_checked_ns > 10000000u)
+		refresh();
 	lost = config.cards[card].lost;
 	pthread_mutex_unlock(&mutex);
 	return lost;

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Fail if the library needs more than libc, or a symbol newer than GLIBC_2.17.
 

@@ -127,6 +127,23 @@ except n.NVMLError as error:
     assert _run(driver, program) == 18
 
 
+def test_nvml_starts_in_a_running_process_once_the_driver_is_there(
+    driver: dict[str, str], tmp_path: Path
+) -> None:
+    write_cards(tmp_path, [A100], init_error=9)
+    program = f"""
+import json, pathlib, pynvml as n
+from hami_dra.testing.simgpu import A100, write_cards
+try:
+    n.nvmlInit()
+except n.NVMLError_DriverNotLoaded:
+    write_cards(pathlib.Path({str(tmp_path)!r}), [A100])
+    n.nvmlInit()
+    print(json.dumps(n.nvmlDeviceGetCount()))
+"""
+    assert _run(driver, program) == 1
+
+
 def test_lost_card_is_seen_by_a_running_process(driver: dict[str, str], tmp_path: Path) -> None:
     lost = SimCard(
         uuid=A100.uuid,
