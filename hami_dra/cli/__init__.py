@@ -47,3 +47,16 @@ def main() -> None:
         cli(auto_envvar_prefix="HAMI_DRA")
     except HamiDraError as error:
         raise SystemExit(f"hami-dra: {error}") from error
+    except BaseExceptionGroup as group:
+        expected, rest = group.split(HamiDraError)
+        if expected is None or rest is not None:
+            raise
+        raise SystemExit(f"hami-dra: {'; '.join(_messages(expected))}") from group
+
+
+def _messages(group: BaseExceptionGroup[HamiDraError]) -> list[str]:
+    return [
+        text
+        for error in group.exceptions
+        for text in (_messages(error) if isinstance(error, BaseExceptionGroup) else [str(error)])
+    ]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from hami_dra.contract.errors import FatalError
+from hami_dra.cli.address import Address
 from hami_dra.node.preparer import no_step
 from hami_dra.node.settings import NodeSettings, parse_inject_path
 from hami_dra.service.logs import configure_logs
@@ -91,17 +91,11 @@ _DEFAULT = NodeSettings(node_name="-")
     help="More of the host for every container with a card. Repeatable.",
 )
 @click.option(
-    "--health-host",
-    envvar="HAMI_DRA_HEALTH_HOST",
-    default=_DEFAULT.health_host,
-    help="Address of /healthz, /readyz and /metrics.",
-)
-@click.option(
-    "--health-port",
-    envvar="HAMI_DRA_HEALTH_PORT",
-    type=click.IntRange(0, 65535),
-    default=_DEFAULT.health_port,
-    help="0: any free port (it is logged).",
+    "--health-listen",
+    envvar="HAMI_DRA_HEALTH_LISTEN",
+    type=Address(),
+    default=f"{_DEFAULT.health_host}:{_DEFAULT.health_port}",
+    help="/healthz, /readyz and /metrics, HTTP; port 0: any free one (it is logged).",
 )
 @click.option(
     "--prepare-budget-seconds",
@@ -139,26 +133,22 @@ _DEFAULT = NodeSettings(node_name="-")
 )
 @click.pass_context
 def node(
-    context: click.Context, /, log_level: str, inject_paths: tuple[str, ...], **options: object
+    context: click.Context,
+    /,
+    log_level: str,
+    inject_paths: tuple[str, ...],
+    health_listen: tuple[str, int],
+    **options: object,
 ) -> None:
     """Serve this node's cards to the kubelet and publish them."""
     # Imported here: gRPC and NVML, which `--help` and the other commands never need.
     from hami_dra.node.app import run_node  # noqa: PLC0415
 
     configure_logs(log_level)
-    try:
-        settings = NodeSettings(
-            inject_paths=tuple(parse_inject_path(text) for text in inject_paths),
-            **options,  # type: ignore[arg-type]  # click made each of its declared type
-        )
-        asyncio.run(run_node(settings, step=context.obj or no_step))
-    except* FatalError as group:
-        raise FatalError("; ".join(_messages(group))) from group
-
-
-def _messages(group: BaseExceptionGroup[FatalError]) -> list[str]:
-    return [
-        text
-        for error in group.exceptions
-        for text in (_messages(error) if isinstance(error, BaseExceptionGroup) else [str(error)])
-    ]
+    settings = NodeSettings(
+        inject_paths=tuple(parse_inject_path(text) for text in inject_paths),
+        health_host=health_listen[0],
+        health_port=health_listen[1],
+        **options,  # type: ignore[arg-type]  # click made each of its declared type
+    )
+    asyncio.run(run_node(settings, step=context.obj or no_step))

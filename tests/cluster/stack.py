@@ -101,10 +101,8 @@ class Stack:
             "--driver-root", str(self.driver.root),
             "--libvgpu", str(BUILD / "src" / "libvgpu.so"),
             "--inject-path", f"{self.driver.sim_dir}:/run/vgpu-sim:rw",
-            "--health-host",
-            "127.0.0.1",
-            "--health-port",
-            "8080",
+            "--health-listen",
+            NODE_HEALTH.removeprefix("http://"),
         ]  # fmt: skip
 
     def start_node(self, *, crash_at: str | None = None, ready: bool = True) -> None:

@@ -1,0 +1,20 @@
+"""What all tests stand on."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def idle_event_loop() -> Iterator[None]:
+    """Own the main thread's event loop between tests, so that nobody else makes one.
+
+    pytest-asyncio asks for the current loop before each test; without one, asyncio makes a loop
+    that nobody closes, and its warning then fails some unlucky test much later.
+    """
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()
