@@ -1,13 +1,17 @@
 # The front door. `make demo` shows what hami-dra does; `make test` proves it.
 # Everything lands in .venv/, build/ and a cache outside the checkout; nothing is installed.
 
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
 PYTHON  ?= python3
 BIN     := .venv/bin
 NATIVE  := build/libvgpu
 ASAN    := build/libvgpu-asan
+TSAN    := build/libvgpu-tsan
 LOCK    := $(shell cat requirements/dev.txt pyproject.toml | sha256sum | cut -c1-12)
 VENV    := .venv/.locked-$(LOCK)
-C_FILES := $(wildcard libvgpu/src/*.c libvgpu/sim/*.c libvgpu/probe/*.c)
+C_FILES := $(wildcard libvgpu/src/*.c libvgpu/sim/*.c libvgpu/probe/*.c libvgpu/tests/*.c)
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HAMI_DRA_BUILD_DIR := $(CURDIR)/$(NATIVE)
@@ -36,7 +40,7 @@ $(VENV): requirements/dev.txt pyproject.toml
 native: $(VENV) ## Build libvgpu and the simulated GPUs
 	@echo "==> libvgpu and the simulated GPUs: $(NATIVE)"
 	@test -f $(NATIVE)/build.ninja || meson setup $(NATIVE) libvgpu >/dev/null
-	@meson compile -C $(NATIVE) | tail -n 1
+	@ninja -C $(NATIVE) --quiet
 
 tools: $(VENV) ## Build the pinned Kubernetes tools, once per machine
 	@python -m tests.cluster build-tools
@@ -57,18 +61,23 @@ cluster-test: $(VENV) native tools ## The whole path on a real Kubernetes
 	@echo "==> real-cluster tests"
 	@pytest -q -m cluster tests/cluster
 
-sanitize: $(VENV) ## The C tests under AddressSanitizer and UndefinedBehaviorSanitizer
+sanitize: $(VENV) ## The C tests under the address, undefined behaviour and thread sanitizers
 	@echo "==> C tests under ASan and UBSan: $(ASAN)"
 	@test -f $(ASAN)/build.ninja || meson setup $(ASAN) libvgpu -Db_sanitize=address,undefined >/dev/null
-	@meson compile -C $(ASAN) | tail -n 1
+	@ninja -C $(ASAN) --quiet
 	@meson test -C $(ASAN) --print-errorlogs --no-rebuild
+	@echo "==> C tests under TSan: $(TSAN)"
+	@test -f $(TSAN)/build.ninja || meson setup $(TSAN) libvgpu -Db_sanitize=thread >/dev/null
+	@ninja -C $(TSAN) --quiet
+	@meson test -C $(TSAN) --print-errorlogs --no-rebuild
 
-lint: $(VENV) native ## ruff, mypy, import-linter, clang-tidy
+lint: $(VENV) native ## ruff, mypy, import-linter, clang-format, clang-tidy
 	@echo "==> lint"
 	@ruff check
 	@ruff format --check
 	@mypy
 	@lint-imports
+	@clang-format --dry-run -Werror $(C_FILES) $(wildcard libvgpu/*/*.h libvgpu/*/*/*.h)
 	@clang-tidy -p $(NATIVE) --quiet $(C_FILES)
 
 bench: $(VENV) native tools ## Time from nothing to a running pod

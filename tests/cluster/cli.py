@@ -76,6 +76,8 @@ def _config(options: argparse.Namespace) -> Config:
 def _up(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     cluster = Cluster.start(_config(options))
+    if options.with_hami_dra:
+        _install(cluster)
     print(cluster.directory, flush=True)
     if options.keep_running:
         return 0
@@ -86,6 +88,18 @@ def _up(options: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print("ending", file=sys.stderr)
     return 0
+
+
+def _install(cluster: Cluster) -> None:
+    # Imported here: everything else of this command works without the product's dependencies.
+    from hami_dra.testing.simgpu import A100, T4  # noqa: PLC0415
+    from tests.cluster.stack import Stack  # noqa: PLC0415
+
+    try:
+        Stack.install(cluster, (A100, T4))
+    except BaseException:
+        cluster.stop()
+        raise
 
 
 def _down(options: argparse.Namespace) -> int:
@@ -175,6 +189,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "up":
             command.add_argument(
                 "--keep-running", action="store_true", help="return; end it with: down"
+            )
+            command.add_argument(
+                "--with-hami-dra", action="store_true", help="install hami-dra and two cards"
             )
         if name == "bench":
             command.add_argument("runs", type=int, nargs="?", default=3)
