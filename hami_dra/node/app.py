@@ -35,6 +35,7 @@ from hami_dra.node.inventory import Inventory
 from hami_dra.node.ledger import Ledger
 from hami_dra.node.libfile import install_library
 from hami_dra.node.locks import ClaimLocks
+from hami_dra.node.metrics import NodeMetrics
 from hami_dra.node.preparer import ClaimFiles, Preparer, Step, no_step, read_boot_id
 from hami_dra.node.publisher import Publisher
 from hami_dra.node.recovery import Recovery
@@ -143,7 +144,10 @@ async def _serve(  # noqa: PLR0917 - what run_node opened, handed on once
         endpoint=settings.plugin_socket,
         on_status=note_registration,
     )
-    async with serve_health(settings.health_host, settings.health_port, readiness) as port:
+    metrics = NodeMetrics(service.statistics, publisher.statistics)
+    async with serve_health(
+        settings.health_host, settings.health_port, readiness, metrics.registry
+    ) as port:
         supervisor.spawn("inventory", inventory.run())
         supervisor.spawn("publisher", publisher.run())
         supervisor.spawn("repair", recovery.repair_forever(settings.repair_seconds))

@@ -62,10 +62,14 @@ async def running(
             await task
 
 
-async def ready(settings: NodeSettings) -> tuple[int, str]:
-    url = f"http://127.0.0.1:{settings.health_port}/readyz"
+async def read(settings: NodeSettings, path: str) -> tuple[int, str]:
+    url = f"http://127.0.0.1:{settings.health_port}/{path}"
     async with aiohttp.ClientSession() as http, http.get(url) as response:
         return response.status, await response.text()
+
+
+async def ready(settings: NodeSettings) -> tuple[int, str]:
+    return await read(settings, "readyz")
 
 
 async def test_a_pod_is_served_from_registration_to_shutdown(
@@ -84,6 +88,11 @@ async def test_a_pod_is_served_from_registration_to_shutdown(
         await cluster.remove(SLICES, stored["metadata"]["name"])
         await cluster.wait_for(lambda: len(cluster.objects(SLICES)) == 1, timeout_seconds=2)
         assert await kubelet.unprepare(info.endpoint, claim) == {"uid-job": ""}
+        _, metrics = await read(settings, "metrics")
+        assert 'hami_dra_node_claims_total{result="prepared"} 1.0' in metrics
+        assert 'hami_dra_node_claims_total{result="unprepared"} 1.0' in metrics
+        assert 'hami_dra_node_slice_writes_total{verb="create"} 2.0' in metrics
+        assert "hami_dra_node_devices 2.0" in metrics
 
     assert len(cluster.objects(SLICES)) == 1
     assert list((base / "kubelet").rglob("*.sock")) == []

@@ -1,0 +1,64 @@
+"""What the node process tells Prometheus: its rooms' statistics, read at each scrape."""
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from hami_dra.node.publisher import PublisherStatistics
+from hami_dra.node.service import ServiceStatistics
+
+
+class NodeMetrics(Collector):
+    """Reads the statistics when asked, so that counting costs nothing in between.
+
+    Args:
+        service: Claims answered.
+        publisher: Slices written.
+    """
+
+    def __init__(
+        self,
+        service: Callable[[], ServiceStatistics],
+        publisher: Callable[[], PublisherStatistics],
+    ) -> None:
+        self._service = service
+        self._publisher = publisher
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        """Return every family with its values of now."""
+        service, publisher = self._service(), self._publisher()
+        answers = CounterMetricFamily(
+            "hami_dra_node_claims", "Claims answered to the kubelet, by result.", labels=["result"]
+        )
+        for result in ("prepared", "unprepared", "failed"):
+            answers.add_metric([result], getattr(service, result))
+        yield answers
+        yield GaugeMetricFamily(
+            "hami_dra_node_claims_running", "Claims being worked on now.", service.running
+        )
+        writes = CounterMetricFamily(
+            "hami_dra_node_slice_writes", "ResourceSlices written, by verb.", labels=["verb"]
+        )
+        for verb in ("creates", "updates", "deletes"):
+            writes.add_metric([verb.removesuffix("s")], getattr(publisher, verb))
+        yield writes
+        yield CounterMetricFamily(
+            "hami_dra_node_slice_errors", "Reconciles of slices that failed.", publisher.errors
+        )
+        yield GaugeMetricFamily(
+            "hami_dra_node_devices", "Devices that should be published.", publisher.devices
+        )
+        yield GaugeMetricFamily(
+            "hami_dra_node_slices_published",
+            "1 while the API server holds exactly what should be published.",
+            int(publisher.published),
+        )
+        yield GaugeMetricFamily(
+            "hami_dra_node_dropped_fields",
+            "Device fields that the API server does not store, for lack of a feature gate.",
+            len(publisher.dropped_fields),
+        )
