@@ -115,13 +115,7 @@ def check(
     problems = []
     if m.uid() != 0:
         problems.append(Problem("not root", "namespaces, mounts and cgroups need it; use sudo"))
-    if m.python < (3, 11):
-        version = ".".join(map(str, m.python))
-        problems.append(Problem(f"Python {version}", "3.11 or later is needed"))
-    if not m.venv():
-        problems.append(Problem("no Python environments", "install the package python3-venv"))
-    if m.compiler() is None:
-        problems.append(Problem("no C compiler", "install gcc and libc6-dev, or clang"))
+    problems += _languages(m)
     lacking = [program for program in PROGRAMS if m.which(program) is None]
     for program in lacking:
         package = PACKAGES.get(program, program)
@@ -152,6 +146,18 @@ def require(base: Path, kubernetes: str = "kubernetes") -> None:
     problems = check(base, toolchain.cache_root(), toolchain.missing(kubernetes))
     if problems:
         raise PreflightError("\n".join(str(problem) for problem in problems))
+
+
+def _languages(m: Machine) -> list[Problem]:
+    problems = []
+    if m.python < (3, 11):
+        version = ".".join(map(str, m.python))
+        problems.append(Problem(f"Python {version}", "3.11 or later is needed"))
+    if not m.venv():
+        problems.append(Problem("no Python environments", "install the package python3-venv"))
+    if m.compiler() is None:
+        problems.append(Problem("no C compiler", "install gcc and libc6-dev, or clang"))
+    return problems
 
 
 def _kernel(m: Machine) -> list[Problem]:
