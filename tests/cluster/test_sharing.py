@@ -12,6 +12,11 @@ def allocations(stack: Stack, name: str, *mib: int) -> list[str]:
     return [item["result"] for item in json.loads(done.stdout)["allocations"]]
 
 
+def allocate(stack: Stack, name: str, container: str, program: str, mib: int) -> str:
+    done = stack.cluster.exec(name, program, "alloc", "--json", str(mib), container=container)
+    return str(json.loads(done.stdout)["allocations"][0]["result"])
+
+
 def card_of(item: dict[str, Any]) -> str:
     return str(item["status"]["allocation"]["devices"]["results"][0]["device"])
 
@@ -133,6 +138,55 @@ def test_two_claims_in_one_container_are_two_shares(stack: Stack) -> None:
     cluster.kubectl("delete", "pod", "two", "--wait")
     cluster.kubectl("delete", "resourceclaim", "one", "other")
     assert stack.leftovers().none
+
+
+def test_each_container_of_a_pod_is_held_to_its_own_share(stack: Stack) -> None:
+    cluster = stack.cluster
+    body = pod("several", gpu=1, gpumem=1000)
+    (first,) = body["spec"]["containers"]
+    second = {**first, "name": "second", "resources": {"limits": {"nvidia.com/gpumem": 2000}}}
+    plain = {**first, "name": "plain", "command": ["sleep", "600"], "resources": {}}
+    body["spec"]["containers"] = [first, second, plain]
+    body["spec"]["initContainers"] = [
+        {
+            **first,
+            "name": "setup",
+            "command": ["cuprobe", "alloc", "500"],
+            "resources": {"limits": {"nvidia.com/gpu": 1, "nvidia.com/gpumem": 600}},
+        }
+    ]
+    cluster.apply(text(body))
+    cluster.wait_pod_running("several")
+
+    assert cluster.pod_logs("several", container="setup").startswith("allocated 500 MiB: ok")
+    for program in ("cuprobe", "cuprobe-dl"):
+        assert allocate(stack, "several", "main", program, 998) == "CUDA_SUCCESS"
+        assert allocate(stack, "several", "main", program, 999) == "CUDA_ERROR_OUT_OF_MEMORY"
+        assert allocate(stack, "several", "second", program, 1998) == "CUDA_SUCCESS"
+        assert allocate(stack, "several", "second", program, 1999) == "CUDA_ERROR_OUT_OF_MEMORY"
+    plain_devices = cluster.exec("several", "ls", "/dev", container="plain").stdout
+    assert "nvidia" not in plain_devices
+
+
+def test_the_limit_holds_for_any_user_on_a_read_only_root(stack: Stack) -> None:
+    cluster = stack.cluster
+    body = pod("restricted", gpu=1, gpumem=1000)
+    body["spec"]["containers"][0]["securityContext"] = {
+        "runAsUser": 4711,
+        "runAsNonRoot": True,
+        "readOnlyRootFilesystem": True,
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    cluster.apply(text(body))
+    cluster.wait_pod_running("restricted")
+
+    assert stack.visible_mib("restricted") == 1000
+    assert allocations(stack, "restricted", 998) == ["CUDA_SUCCESS"]
+    assert allocations(stack, "restricted", 999) == ["CUDA_ERROR_OUT_OF_MEMORY"]
+    attempt = "echo x > /run/vgpu/*/grant || rm /run/vgpu/*/grant || umount /run/vgpu/*/grant"
+    assert cluster.exec("restricted", "sh", "-c", attempt, check=False).returncode != 0
+    assert stack.visible_mib("restricted") == 1000
 
 
 def test_replicas_share_one_template(stack: Stack) -> None:
