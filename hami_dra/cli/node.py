@@ -69,6 +69,13 @@ _DEFAULT = NodeSettings(node_name="-")
     help="The same as the container runtime sees it; else the same path.",
 )
 @click.option(
+    "--sysfs",
+    envvar="HAMI_DRA_SYSFS",
+    type=_DIRECTORY,
+    default=_DEFAULT.sysfs,
+    help="Where the kernel shows the PCI bus.",
+)
+@click.option(
     "--libvgpu",
     envvar="HAMI_DRA_LIBVGPU",
     type=_FILE,

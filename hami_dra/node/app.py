@@ -102,7 +102,7 @@ async def _serve(  # noqa: PLR0917 - what run_node opened, handed on once
         executor.submit(_write_cards, files, inventory)
 
     inventory = Inventory(
-        source or NvmlSource(settings.driver_root),
+        source or NvmlSource(settings.driver_root, sysfs=settings.sysfs),
         interval_seconds=settings.rediscover_seconds,
         on_change=announce,
         on_state=partial(readiness.set, "nvml"),

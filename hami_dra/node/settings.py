@@ -53,6 +53,8 @@ class NodeSettings:
         state_dir: Ledger, grants, regions and libraries; must survive a reboot.
         driver_root: Where the NVIDIA driver is, as this process sees it.
         host_driver_root: The same as the container runtime sees it; ``None``: the same path.
+        sysfs: Where the kernel shows the PCI bus: NUMA node and root complex of each card. The
+            kernel's own place; elsewhere only for simulated cards.
         libvgpu: The library that containers get; copied to `state_dir`, because containers of
             earlier versions keep using theirs.
         split_count: Shares that may exist on one card at a time; HAMi's default.
@@ -76,6 +78,7 @@ class NodeSettings:
     state_dir: Path = Path("/var/lib/hami-dra")
     driver_root: Path = Path("/")
     host_driver_root: Path | None = None
+    sysfs: Path = Path("/sys")
     libvgpu: Path = Path(names.CONTAINER_LIBVGPU)
     split_count: int = 10
     inject_paths: tuple[InjectPath, ...] = field(default=())

@@ -83,6 +83,11 @@ class DriverRoot:
         """The directory of cards.ini and of the state shared by all processes."""
         return self.root / "run/vgpu-sim"
 
+    @property
+    def sysfs_dir(self) -> Path:
+        """What /sys shows of the simulated cards: NUMA node and root complex."""
+        return self.root / "sys"
+
     def environment(self) -> dict[str, str]:
         """Return what a process outside of a container needs in its environment."""
         return {
@@ -156,6 +161,18 @@ def _place_library(source: Path, directory: Path, stem: str) -> None:
         (directory / link).symlink_to(target)
 
 
+def _place_on_bus(sysfs: Path, card: SimCard) -> None:
+    """Show a card as the kernel does: its device below its root complex, and a link by address."""
+    domain, bus, _ = card.pci_bus_id.split(":")
+    device = sysfs / "devices" / f"pci{domain}:{int(bus, 16) - 1:02x}" / card.pci_bus_id
+    device.mkdir(parents=True, exist_ok=True)
+    (device / "numa_node").write_text(f"{card.numa_node}\n")
+    link = sysfs / "bus/pci/devices" / card.pci_bus_id
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(device)
+
+
 def create_driver_root(root: Path, cards: Sequence[SimCard], build_dir: Path) -> DriverRoot:
     """Lay a driver installation out under `root` and return it; needs root.
 
@@ -173,6 +190,8 @@ def create_driver_root(root: Path, cards: Sequence[SimCard], build_dir: Path) ->
         if not node.exists():
             os.mknod(node, stat.S_IFCHR | 0o666, _NULL_DEVICE)
             node.chmod(0o666)
+    for card in cards:
+        _place_on_bus(driver.sysfs_dir, card)
     # Containers of any user create and map the state.
     driver.sim_dir.chmod(0o777)
     write_cards(driver.sim_dir, cards)

@@ -99,6 +99,8 @@ class Stack:
             "--cdi-dir", str(cluster.cdi_directory),
             "--state-dir", str(self.state),
             "--driver-root", str(self.driver.root),
+            "--sysfs",
+            str(self.driver.sysfs_dir),
             "--libvgpu", str(BUILD / "src" / "libvgpu.so"),
             "--inject-path", f"{self.driver.sim_dir}:/run/vgpu-sim:rw",
             "--health-listen",

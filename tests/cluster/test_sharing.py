@@ -203,3 +203,20 @@ def test_replicas_share_one_template(stack: Stack) -> None:
     assert len(names) == 1
     cluster.kubectl("delete", "pod", "--all", "--wait")
     cluster.wait_for_all("resourceclaims", lambda items: not items)
+
+
+def test_the_cards_are_described_by_what_nvml_and_the_kernel_say(stack: Stack) -> None:
+    first, second = stack.devices()
+
+    assert first["attributes"]["productName"] == {"string": "NVIDIA A100-SXM4-40GB"}
+    assert second["attributes"]["productName"] == {"string": "NVIDIA-Tesla T4"}
+    assert first["attributes"]["driverVersion"] == {"version": "580.95.5"}
+    assert first["attributes"]["resource.kubernetes.io/pciBusID"] == {"string": "0000:3b:00.0"}
+    assert first["attributes"]["resource.kubernetes.io/pcieRoot"] == {"string": "pci0000:3a"}
+    assert [d["attributes"]["resource.kubernetes.io/numaNode"]["int"] for d in (first, second)] == [
+        0,
+        1,
+    ]
+    assert first["capacity"]["memory"]["value"] == "40Gi"
+    assert first["capacity"]["memory"]["requestPolicy"]["validRange"]["max"] == "40Gi"
+    assert first["allowMultipleAllocations"]
