@@ -64,6 +64,7 @@ def _tell(page: Page, cluster: Cluster) -> None:
 
 def _show_cards(page: Page, stack: Stack) -> None:
     page.step("Two unlike cards, published by the node plugin for the stock scheduler")
+    page.say("Each card is a device with three capacities; a claim consumes a part of each.")
     page.command("kubectl get resourceslices")
     for device in stack.devices():
         name = device["attributes"]["productName"]["string"]
@@ -89,6 +90,7 @@ def _apply_unchanged_pod(page: Page, stack: Stack) -> dict[str, Any]:
 
 def _show_objects(page: Page, stack: Stack, pod: dict[str, Any]) -> dict[str, Any]:
     page.step("What the webhook made of it: the pod as stored")
+    page.say("The GPU keys are gone. In their place the container refers to a request of a claim.")
     container = pod["spec"]["containers"][0]
     page.show(
         {
@@ -113,6 +115,7 @@ def _show_objects(page: Page, stack: Stack, pod: dict[str, Any]) -> dict[str, An
     page.show({"metadata": {"name": template_name}, "spec": template["spec"]})
 
     page.step("The claim that Kubernetes made from it, and what the stock scheduler allocated")
+    page.say("The pod owns it: when the pod goes, Kubernetes removes the claim.")
     claim = stack.claim_of("share")
     page.command(f"kubectl get resourceclaim {claim['metadata']['name']} -o yaml")
     allocation = claim["status"]["allocation"]
@@ -139,6 +142,9 @@ def _show_objects(page: Page, stack: Stack, pod: dict[str, Any]) -> dict[str, An
 
 def _show_node(page: Page, stack: Stack, claim: dict[str, Any]) -> None:
     page.step("What the node plugin prepared: the CDI file that containerd injects")
+    page.say("The limits travel as a read-only file, `grant`; `region` is where the container's")
+    page.say("processes count what they use; libvgpu.so holds them to it. The card's device node")
+    page.say("and the driver's libraries come from the node's own file of its cards.")
     path = stack.cdi_file(claim)
     page.say(f"{path.name} ({DEVICE_CLASS})")
     spec = json.loads(path.read_text())
