@@ -4,12 +4,16 @@ It travels in ``spec.devices.config[].opaque.parameters`` and comes back in the 
 (KEP-4381); the API server checks only its size, so the webhook and the node both decode it here.
 """
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
 from hami_dra.contract.errors import UserError
 from hami_dra.contract.names import CONFIG_API_VERSION, CONFIG_KIND
+
+CorePolicy = Literal["default", "force", "disable"]
+_MOST_PRIORITY: Final = 2**31 - 1
+_WHOLE_PERCENT: Final = 100
 
 
 class ShareConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -20,11 +24,21 @@ class ShareConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         kind: Always ``ShareConfig``.
         memory_limit_mib: MiB enforced on each card, when that is less than what the claim
             consumes (an exclusive card with a smaller limit). ``None``: the consumed memory.
+        memory_limit_percent: The same in percent of each card's memory, for claims that are
+            written before their card is known. Excludes ``memory_limit_mib``.
+        priority: HAMi's task priority, 0 before 1 before 2; ``None``: libvgpu's default, 1.
+        core_policy: When compute is throttled: ``force`` always, ``disable`` never, ``default``
+            while others work on the card. ``None``: libvgpu's default.
+        disable_control: Hand out the share, but hold nobody to it (CUDA_DISABLE_CONTROL).
     """
 
     api_version: Literal["gpu.project-hami.io/v1alpha1"] = msgspec.field(name="apiVersion")
     kind: Literal["ShareConfig"]
     memory_limit_mib: int | None = msgspec.field(name="memoryLimitMiB", default=None)
+    memory_limit_percent: int | None = msgspec.field(name="memoryLimitPercent", default=None)
+    priority: int | None = None
+    core_policy: CorePolicy | None = msgspec.field(name="corePolicy", default=None)
+    disable_control: bool = msgspec.field(name="disableControl", default=False)
 
 
 def decode_share_config(parameters: object, *, field: str) -> ShareConfig:
@@ -49,10 +63,32 @@ def decode_share_config(parameters: object, *, field: str) -> ShareConfig:
             "what the claim consumes",
             field=f"{field}.memoryLimitMiB",
         )
+    if config.memory_limit_percent is not None:
+        _check_percent(config.memory_limit_percent, config.memory_limit_mib, field)
+    if config.priority is not None and not 0 <= config.priority <= _MOST_PRIORITY:
+        raise UserError(
+            f"must be from 0 (first) to {_MOST_PRIORITY}, got {config.priority}",
+            field=f"{field}.priority",
+        )
     return config
+
+
+def _check_percent(percent: int, limit_mib: int | None, field: str) -> None:
+    if not 0 < percent <= _WHOLE_PERCENT:
+        raise UserError(
+            f"must be from 1 to {_WHOLE_PERCENT}, got {percent}",
+            field=f"{field}.memoryLimitPercent",
+        )
+    if limit_mib is not None:
+        raise UserError(
+            "says the limit a second time beside memoryLimitMiB; write one of them",
+            field=f"{field}.memoryLimitPercent",
+        )
 
 
 def encode_share_config(config: ShareConfig) -> dict[str, Any]:
     """Return the JSON form of a configuration, without fields left at their defaults."""
     encoded: dict[str, Any] = msgspec.to_builtins(config)
-    return {key: value for key, value in encoded.items() if value is not None}
+    return {
+        key: value for key, value in encoded.items() if value is not None and value is not False
+    }

@@ -144,7 +144,7 @@ def _grant_device(device: BoundDevice) -> GrantDevice:
         memory_limit_bytes=device.memory_mib * MIB,
         cores_percent=device.cores_percent,
         share_id=device.share_id or "",
-        control_disabled=False,
+        control_disabled=device.control_disabled,
     )
 
 

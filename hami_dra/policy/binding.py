@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hami_dra.contract import names
-from hami_dra.contract.claimconfig import ShareConfig, decode_share_config
+from hami_dra.contract.claimconfig import CorePolicy, ShareConfig, decode_share_config
 from hami_dra.contract.errors import RetryError, UserError
 from hami_dra.contract.quantity import MIB, parse_bytes, parse_quantity
 from hami_dra.policy.devices import CORES_PER_CARD, GpuFacts
@@ -36,6 +36,9 @@ class BoundDevice:
         consumed_slots: What counts against the card's split count.
         exclusive: Whole card, by a cluster that cannot share: nobody else may be on it.
         admin: Admin access: not limited and not counted.
+        priority: HAMi's task priority; ``None`` for libvgpu's default.
+        core_policy: When compute is throttled; ``None`` for libvgpu's default.
+        control_disabled: The limits are told, but not enforced.
     """
 
     request: str
@@ -51,6 +54,9 @@ class BoundDevice:
     consumed_slots: int
     exclusive: bool = False
     admin: bool = False
+    priority: int | None = None
+    core_policy: CorePolicy | None = None
+    control_disabled: bool = False
 
     @property
     def controlled(self) -> bool:
@@ -173,7 +179,7 @@ def _bind_result(
     consumed = result["consumedCapacity"]
     memory_mib = _read_memory(consumed, field)
     cores = _read_count(consumed, names.CAPACITY_CORES, field, absent=0)
-    limit_mib = _limit_memory(memory_mib, config, config_field, source)
+    limit_mib = _limit_memory(memory_mib, gpu.memory_mib, config, config_field, source)
     return BoundDevice(
         request=request.partition("/")[0],
         pool=str(result["pool"]),
@@ -187,6 +193,9 @@ def _bind_result(
         consumed_memory_mib=memory_mib,
         consumed_cores=cores,
         consumed_slots=_read_count(consumed, names.CAPACITY_SLOTS, field, absent=1),
+        priority=config.priority if config else None,
+        core_policy=config.core_policy if config else None,
+        control_disabled=config.disable_control if config else False,
     )
 
 
@@ -246,8 +255,16 @@ def _find_config(
     return chosen
 
 
-def _limit_memory(consumed_mib: int, config: ShareConfig | None, field: str, source: str) -> int:
-    wanted = config.memory_limit_mib if config else None
+def _limit_memory(
+    consumed_mib: int, card_mib: int, config: ShareConfig | None, field: str, source: str
+) -> int:
+    if config is None:
+        return consumed_mib
+    if config.memory_limit_percent is not None:
+        # Rounded down like HAMi's; never 0, which would mean unlimited.
+        percent_mib = max(1, card_mib * config.memory_limit_percent // 100)
+        return min(percent_mib, consumed_mib)
+    wanted = config.memory_limit_mib
     if wanted is None or wanted == consumed_mib:
         return consumed_mib
     if wanted > consumed_mib and source == "FromClaim":

@@ -15,9 +15,33 @@ def test_round_trip() -> None:
     assert encode_share_config(config) == {**KIND, "memoryLimitMiB": 3000}
 
 
+def test_every_field_travels() -> None:
+    everything = {
+        **KIND,
+        "memoryLimitPercent": 50,
+        "priority": 0,
+        "corePolicy": "force",
+        "disableControl": True,
+    }
+    config = decode_share_config(everything, field="x")
+
+    assert (config.memory_limit_percent, config.priority, config.core_policy) == (50, 0, "force")
+    assert config.disable_control
+    assert encode_share_config(config) == everything
+    assert encode_share_config(decode_share_config(KIND, field="x")) == KIND
+
+
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
+        ({**KIND, "memoryLimitPercent": 0}, "memoryLimitPercent: must be from 1 to 100, got 0"),
+        ({**KIND, "memoryLimitPercent": 101}, "must be from 1 to 100, got 101"),
+        ({**KIND, "memoryLimitPercent": 50, "memoryLimitMiB": 1}, "write one of them"),
+        ({**KIND, "priority": -1}, "parameters.priority: must be from 0"),
+        ({**KIND, "priority": 2**31}, "got 2147483648"),
+        ({**KIND, "priority": "0"}, "Expected `int | null`"),
+        ({**KIND, "corePolicy": "FORCE"}, "Invalid enum value 'FORCE'"),
+        ({**KIND, "disableControl": 1}, "Expected `bool`"),
         ({**KIND, "memoryLimitMib": 1}, "unknown field `memoryLimitMib`"),
         ({**KIND, "memoryLimitMiB": "1"}, "Expected `int | null`"),
         ({**KIND, "memoryLimitMiB": 0}, "at least 1 MiB"),

@@ -12,6 +12,7 @@ import pytest
 from hami_dra.cdi.store import CdiDirectoryError
 from hami_dra.contract.errors import HamiDraError, RetryError, UserError
 from hami_dra.contract.grant import decode_grant
+from hami_dra.contract.names import DRIVER_NAME
 from hami_dra.kube.objects import CLAIMS
 from hami_dra.node.preparer import PREPARE_STEPS, UNPREPARE_STEPS
 from hami_dra.node.service import ClaimRef
@@ -179,6 +180,35 @@ async def test_every_request_of_a_claim_has_its_own_grant(
     assert [d.memory_limit_bytes // MIB for d in second.devices] == [500]
     assert spec["devices"][3]["containerEdits"] == {"env": ["NVIDIA_VISIBLE_DEVICES=void"]}
     assert not (claims / "watch").exists()
+
+
+async def test_a_claim_without_control_says_so_in_its_grant(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    claim = make_claim("job", make_share(request="a"), make_share(1, share=2, request="b"))
+    parameters = {
+        "apiVersion": "gpu.project-hami.io/v1alpha1",
+        "kind": "ShareConfig",
+        "disableControl": True,
+    }
+    claim["status"]["allocation"]["devices"]["config"] = [
+        {
+            "source": "FromClaim",
+            "requests": ["a"],
+            "opaque": {"driver": DRIVER_NAME, "parameters": parameters},
+        }
+    ]
+    ref = await put_claim(cluster, claim)
+    async with start_rig(tmp_path, cluster) as rig:
+        await rig.preparer.prepare(ref)
+
+    claims = tmp_path / "state" / "claims" / ref.uid
+    grants = {name: decode_grant((claims / name / "grant").read_bytes()) for name in ("a", "b")}
+    assert {name: g.devices[0].control_disabled for name, g in grants.items()} == {
+        "a": True,
+        "b": False,
+    }
+    assert grants["a"].devices[0].memory_limit_bytes == 3000 * MIB
 
 
 async def test_preparing_again_changes_nothing(tmp_path: Path, cluster: FakeCluster) -> None:

@@ -161,6 +161,55 @@ def test_opaque_configuration_lowers_the_memory(
     assert device.consumed_memory_mib == 3000
 
 
+def configure(**fields: Any) -> list[dict[str, Any]]:
+    kind = {"apiVersion": "gpu.project-hami.io/v1alpha1", "kind": "ShareConfig"}
+    return [make_config({**kind, **fields})]
+
+
+@pytest.mark.parametrize(
+    ("percent", "consumed", "device", "memory_mib"),
+    [
+        (50, "40Gi", FIRST, 20480),  # a whole card of which half is enforced
+        (33, "40Gi", FIRST, 13516),  # rounded down
+        (50, "16Gi", SECOND, 8192),
+        (50, "8Gi", FIRST, 8192),  # never more than what is consumed
+        (100, "40Gi", FIRST, 0),  # all of the card is no limit
+    ],
+)
+def test_a_percentage_is_of_the_card_that_was_given(
+    percent: int, consumed: str, device: str, memory_mib: int
+) -> None:
+    result = make_result(consumedCapacity={"memory": consumed}, device=device)
+    (bound,) = bind(make_claim(result, config=configure(memoryLimitPercent=percent)))
+
+    assert bound.memory_mib == memory_mib
+
+
+def test_a_percentage_of_a_tiny_card_is_still_a_limit() -> None:
+    tiny = make_gpu(0, memory_mib=64)
+    claim = make_claim(
+        make_result(consumedCapacity={"memory": "64Mi"}), config=configure(memoryLimitPercent=1)
+    )
+    binding = bind_claim(claim, {FIRST: tiny}, pool="node-1", split_count=10)
+
+    assert binding.devices[0].memory_mib == 1
+
+
+def test_how_to_enforce_is_carried_to_the_share() -> None:
+    config = configure(priority=0, corePolicy="force", disableControl=True)
+    (device,) = bind(make_claim(make_result(), config=config))
+
+    assert (device.priority, device.core_policy, device.control_disabled) == (0, "force", True)
+    assert device.controlled
+    assert device.memory_mib == 3000
+
+
+def test_without_configuration_the_defaults_hold() -> None:
+    (device,) = bind(make_claim(make_result()))
+
+    assert (device.priority, device.core_policy, device.control_disabled) == (None, None, False)
+
+
 @pytest.mark.parametrize(
     ("claim", "kind", "words"),
     [
