@@ -56,8 +56,16 @@ class Demand:
     needs: tuple[Need, ...]
 
 
+def list_sizes(nodes: Iterable[NodeCards]) -> tuple[int, ...]:
+    """Return the distinct memory sizes of cards in MiB, smallest first."""
+    return tuple(sorted({card.memory_mib for node in nodes for card in node if card.memory_mib}))
+
+
 def demands_of_shares(shares: Iterable[Share]) -> list[Demand]:
-    """Return what the shares want of a card, as demands named after their containers."""
+    """Return what the shares want of a card, as demands named after their containers.
+
+    A percentage is no demand: every card has it.
+    """
     return [
         Demand(
             f"container {share.container!r}",

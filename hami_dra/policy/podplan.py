@@ -6,13 +6,13 @@ Resource Allocation needs nothing else.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
-from hami_dra.contract.errors import UserError
+from hami_dra.contract.errors import RetryError, UserError
 from hami_dra.contract.names import (
     ANNOTATION_ORIGINAL_REQUEST,
     POD_CLAIM_NAME,
@@ -20,6 +20,8 @@ from hami_dra.contract.names import (
 )
 from hami_dra.policy import podpatch
 from hami_dra.policy.dialects import hami
+from hami_dra.policy.fit import NodeCards, list_sizes
+from hami_dra.policy.percentage import warn_percentage
 from hami_dra.policy.podview import PodView, list_places, view_pod
 from hami_dra.policy.request import PodRequest
 from hami_dra.policy.templates import build_template
@@ -49,11 +51,17 @@ class PodPlan:
     warnings: tuple[str, ...]
 
 
-def plan_pod(pod: Mapping[str, Any]) -> PodPlan | None:
+def plan_pod(pod: Mapping[str, Any], *, nodes: Collection[NodeCards] | None = ()) -> PodPlan | None:
     """Decide about a pod; ``None`` if it has no GPU keys, and so also if it is planned already.
+
+    Args:
+        pod: The pod.
+        nodes: The distinct sets of cards that nodes publish; ``None`` while they are not known,
+            which only percentages of a card cannot do without.
 
     Raises:
         UserError: The pod cannot get what it asks for, with the field and what to do.
+        RetryError: It asks for a percentage before the published cards are known.
     """
     view = view_pod(pod)
     request = hami.read_pod(view)
@@ -68,7 +76,9 @@ def plan_pod(pod: Mapping[str, Any]) -> PodPlan | None:
     template = None
     if request.shares:
         _check_pod(view, request)
-        template = build_template(request.shares)
+        sizes = _list_sizes(request, nodes)
+        template = build_template(request.shares, sizes)
+        warnings += [text for each in request.shares if (text := warn_percentage(each, sizes))]
     if view.spec.scheduler_name == podpatch.HAMI_SCHEDULER:
         warnings.append(
             f"spec.schedulerName: {podpatch.HAMI_SCHEDULER!r} is not needed; the pod goes to "
@@ -83,6 +93,17 @@ def plan_pod(pod: Mapping[str, Any]) -> PodPlan | None:
         patch=podpatch.diff(pod, rewritten),
         warnings=tuple(warnings),
     )
+
+
+def _list_sizes(request: PodRequest, nodes: Collection[NodeCards] | None) -> tuple[int, ...]:
+    if nodes is not None:
+        return list_sizes(nodes)
+    if any(share.memory_percent is not None for share in request.shares):
+        raise RetryError(
+            "the pod asks for a percentage of a card, and the sizes of the cluster's cards have "
+            "not been read yet; try again in a few seconds"
+        )
+    return ()
 
 
 def _find_own_rewrite(view: PodView) -> Original | None:

@@ -16,7 +16,8 @@ class Share:
         container: Name of the container that it was written for.
         cards: Number of different cards.
         memory_mib: MiB enforced on each card; ``None`` for all that the card has.
-        memory_percent: The same as a percentage of the card, where a dialect says it so.
+        memory_percent: The same in percent of the card, 1 to 99, where it was written so. At
+            most one of the two is set.
         cores_percent: Reserved share of the multiprocessors; 0 neither reserves nor throttles.
         exclusive: Nobody else may use the card: its whole memory is consumed, whatever
             ``memory_mib`` enforces.
@@ -35,19 +36,23 @@ class Share:
         The number of cards must be equal: a program counts what it sees. A share without
         a core limit is not covered by one that throttles.
         """
-        enough_memory = self.memory_mib is None or (
-            other.memory_mib is not None and other.memory_mib <= self.memory_mib
-        )
         enough_cores = other.cores_percent <= self.cores_percent and (
             other.cores_percent > 0 or self.cores_percent in {0, WHOLE_CORES_PERCENT}
         )
         return (
             self.cards == other.cards
-            and self.memory_percent == other.memory_percent
-            and enough_memory
+            and self._has_memory_for(other)
             and enough_cores
             and (self.exclusive or not other.exclusive)
         )
+
+    def _has_memory_for(self, other: "Share") -> bool:
+        if self.memory_mib is not None:
+            return other.memory_mib is not None and other.memory_mib <= self.memory_mib
+        if self.memory_percent is not None:
+            # MiB cannot be compared with percent of a card that is not chosen yet.
+            return other.memory_percent is not None and other.memory_percent <= self.memory_percent
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,5 +99,5 @@ def place_shares(
 
 
 def _size(share: Share) -> tuple[bool, float, int]:
-    memory = float("inf") if share.memory_mib is None else share.memory_mib
+    memory = share.memory_mib or share.memory_percent or float("inf")
     return share.exclusive, memory, share.cores_percent

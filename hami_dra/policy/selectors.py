@@ -5,6 +5,7 @@ name what every device of the class has. Text written by people enters only thro
 """
 
 import json
+from typing import Final
 
 from hami_dra.contract.names import CAPACITY_MEMORY, DRIVER_NAME
 from hami_dra.contract.quantity import format_mib
@@ -21,9 +22,19 @@ def quote(text: str) -> str:
     return json.dumps(clean, ensure_ascii=False)
 
 
+_MEMORY: Final = f"device.capacity[{quote(DRIVER_NAME)}].{CAPACITY_MEMORY}"
+
+
 def memory_at_least(mib: int) -> str:
     """Return the expression for cards with at least so much memory, used or not."""
+    return f"{_MEMORY}.compareTo(quantity({quote(format_mib(mib))})) >= 0"
+
+
+def memory_between(low_mib: int, high_mib: int) -> str:
+    """Return the expression for cards of these sizes, both included."""
+    if low_mib == high_mib:
+        return f"{_MEMORY}.compareTo(quantity({quote(format_mib(low_mib))})) == 0"
     return (
-        f"device.capacity[{quote(DRIVER_NAME)}].{CAPACITY_MEMORY}"
-        f".compareTo(quantity({quote(format_mib(mib))})) >= 0"
+        f"{memory_at_least(low_mib)} && "
+        f"{_MEMORY}.compareTo(quantity({quote(format_mib(high_mib))})) <= 0"
     )

@@ -6,7 +6,7 @@ was hashed, and a template that somebody else put under the name can be told apa
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -27,6 +27,7 @@ from hami_dra.contract.names import (
     TEMPLATE_NAME_PREFIX,
 )
 from hami_dra.contract.quantity import format_mib
+from hami_dra.policy.percentage import Alternative, list_alternatives, needs_limit
 from hami_dra.policy.request import MOST_CARDS, Share
 from hami_dra.policy.selectors import memory_at_least
 
@@ -34,13 +35,19 @@ _HASH_DIGITS: Final = 16
 _MOST_REQUESTS: Final = 32
 """resource.k8s.io/v1 validation, like `MOST_CARDS`."""
 
+_NO_CONFIG: Final = ShareConfig(api_version=CONFIG_API_VERSION, kind=CONFIG_KIND)
 
-def build_template(shares: Sequence[Share]) -> dict[str, Any]:
+
+def build_template(shares: Sequence[Share], sizes: Collection[int] = ()) -> dict[str, Any]:
     """Return the template for a pod's shares, without a namespace.
 
     A request is named after its container. An exclusive share, and one without a memory limit,
     leaves ``memory`` out: its default is the card's whole memory, whose size is unknown here
     (docs/decisions/0003-exclusive-memory.md). Cores and slots are always written.
+
+    Args:
+        shares: One request each.
+        sizes: Distinct memory sizes of the cluster's cards in MiB, for percentages.
 
     Raises:
         UserError: More cards or containers than one claim can hold.
@@ -52,13 +59,13 @@ def build_template(shares: Sequence[Share]) -> dict[str, Any]:
             f"{MOST_CARDS}",
             field="spec.containers",
         )
-    devices: dict[str, Any] = {"requests": [_request(share) for share in shares]}
+    devices: dict[str, Any] = {"requests": [_request(share, sizes) for share in shares]}
     constraints = [
         {"distinctAttribute": f"{DRIVER_NAME}/{ATTR_UUID}", "requests": [share.container]}
         for share in shares
         if share.cards > 1
     ]
-    config = [_config(share) for share in shares if share.exclusive and share.memory_mib]
+    config = [entry for share in shares for entry in _config(share, sizes)]
     if constraints:
         devices["constraints"] = constraints
     if config:
@@ -79,27 +86,46 @@ def name_template(spec: dict[str, Any]) -> str:
     return f"{TEMPLATE_NAME_PREFIX}-{hashlib.sha256(canonical).hexdigest()[:_HASH_DIGITS]}"
 
 
-def _request(share: Share) -> dict[str, Any]:
+def _request(share: Share, sizes: Collection[int]) -> dict[str, Any]:
+    alternatives = list_alternatives(share, sizes)
+    if len(alternatives) == 1:
+        return {"name": share.container, "exactly": _ask(share, alternatives[0])}
+    subrequests = [{"name": each.name, **_ask(share, each)} for each in alternatives]
+    return {"name": share.container, "firstAvailable": subrequests}
+
+
+def _ask(share: Share, alternative: Alternative) -> dict[str, Any]:
     capacity = {CAPACITY_CORES: str(share.cores_percent), CAPACITY_SLOTS: "1"}
-    exactly: dict[str, Any] = {
+    if alternative.memory_mib is not None:
+        capacity[CAPACITY_MEMORY] = format_mib(alternative.memory_mib)
+    selectors = list(alternative.selectors)
+    if share.exclusive and share.memory_mib is not None:
+        selectors.append(memory_at_least(share.memory_mib))
+    ask: dict[str, Any] = {
         "deviceClassName": DEVICE_CLASS,
         "allocationMode": "ExactCount",
         "count": share.cards,
         "capacity": {"requests": capacity},
     }
-    if share.memory_mib is not None:
-        if share.exclusive:
-            exactly["selectors"] = [{"cel": {"expression": memory_at_least(share.memory_mib)}}]
-        else:
-            capacity[CAPACITY_MEMORY] = format_mib(share.memory_mib)
-    return {"name": share.container, "exactly": exactly}
+    if selectors:
+        ask["selectors"] = [{"cel": {"expression": expression}} for expression in selectors]
+    return ask
 
 
-def _config(share: Share) -> dict[str, Any]:
+def _config(share: Share, sizes: Collection[int]) -> Iterator[dict[str, Any]]:
+    """Yield the configuration of a request, if there is something to say.
+
+    One entry for everything: the node takes the last one that names the request.
+    """
     config = ShareConfig(
-        api_version=CONFIG_API_VERSION, kind=CONFIG_KIND, memory_limit_mib=share.memory_mib
+        api_version=CONFIG_API_VERSION,
+        kind=CONFIG_KIND,
+        memory_limit_mib=share.memory_mib if share.exclusive else None,
+        memory_limit_percent=share.memory_percent if needs_limit(share, sizes) else None,
     )
-    return {
+    if config == _NO_CONFIG:
+        return
+    yield {
         "requests": [share.container],
         "opaque": {"driver": DRIVER_NAME, "parameters": encode_share_config(config)},
     }

@@ -1,7 +1,7 @@
 """The sizes of the cards that the cluster's nodes publish, kept from ResourceSlices.
 
-Only for warnings: while the first list is missing there are none. A slice of an outdated pool
-generation counts until its node removes it.
+For percentages of a card, which wait for the first list, and for warnings, which do not. A slice
+of an outdated pool generation counts until its node removes it.
 """
 
 from typing import Any

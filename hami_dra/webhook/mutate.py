@@ -43,12 +43,12 @@ class PodReviewer:
             return fail(f"cannot write the pod's ResourceClaimTemplate: {error}")
 
     async def _rewrite(self, request: Request, pod: dict[str, Any]) -> Verdict:
-        plan = plan_pod(pod)
+        nodes = self._nodes()
+        plan = plan_pod(pod, nodes=nodes)
         if plan is None:
             return _ALLOWED
         if plan.template is not None and not request.dry_run:
             await self._templates.ensure(request.namespace, plan.template)
-        nodes = self._nodes()
         demands = demands_of_shares(plan.request.shares)
         unfit = warn_unfit(demands, nodes) if nodes is not None else []
         return Verdict(result="patched", patch=tuple(plan.patch), warnings=(*plan.warnings, *unfit))

@@ -58,8 +58,8 @@ class Ports:
 async def serve(settings: Settings, api: Api, supervisor: Supervisor) -> AsyncIterator[Ports]:
     """Answer reviews while the block runs.
 
-    Ready means serving. Slices may still be missing then: they only feed warnings, and a webhook
-    that waits for them would keep pods out for nothing.
+    Ready means serving. Slices may still be missing then: only pods that ask for a percentage of
+    a card need them, and a webhook that waits for them would keep all others out for nothing.
 
     Raises:
         FatalError: No usable certificate.

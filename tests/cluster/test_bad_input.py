@@ -23,8 +23,8 @@ from tests.cluster.stack import WEBHOOK, Stack
             r'spec\.containers\[0\]\.resources\.limits\["?nvidia\.com/gpumem"?\].*MiB.*10240',
         ),
         (
-            {"gpu": 1, "gpumem-percentage": 50},
-            r'limits\["?nvidia\.com/gpumem-percentage"?\].*not supported yet',
+            {"gpu": 1, "gpumem-percentage": 101},
+            r'limits\["?nvidia\.com/gpumem-percentage"?\].*from 0 to 100',
         ),
     ],
     ids=["negative", "bytes", "percentage"],

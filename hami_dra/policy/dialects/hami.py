@@ -1,12 +1,10 @@
-"""HAMi: ``nvidia.com/gpu``, ``gpumem`` and ``gpucores`` on containers and init containers.
+"""HAMi: ``nvidia.com/gpu``, ``gpumem``, ``gpumem-percentage`` and ``gpucores`` on containers.
 
 Meaning, case by case: HAMi v2.10 ``pkg/device/nvidia/device.go`` (MutateAdmission,
 GenerateResourceRequests, defaultExclusiveCoreIfNeeded). Where HAMi drops a wrong number and lets
 the pod run without a limit, we deny it.
 
-Two keys are not carried yet: ``gpumem-percentage`` is denied, because a pod without its limit
-would harm its neighbours; ``priority`` only orders work inside a card, so it is removed with
-a warning.
+``priority`` only orders work inside a card and is not carried yet: it is removed with a warning.
 """
 
 from dataclasses import dataclass
@@ -36,6 +34,7 @@ _LISTS: Final = ("limits", "requests")
 _BYTE_SUFFIXES: Final = ("Mi", "Gi", "Ti", "Pi", "Ei")
 _MOST_MIB: Final = 2**31 - 1
 """HAMi keeps the number in an int32."""
+_WHOLE_PERCENT: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +84,12 @@ def _find_keys(place: Place) -> dict[str, dict[str, Any]]:
 def _read_container(
     place: Place, written: dict[str, dict[str, Any]], warnings: list[str]
 ) -> Share | None:
-    percentage = _field(place, written, RESOURCE_MEMORY_PERCENTAGE)
-    if percentage is not None:
-        raise UserError(
-            "is not supported yet; write the memory as a number of MiB in "
-            f'"{RESOURCE_MEMORY}" instead',
-            field=percentage,
-        )
     priority = _field(place, written, RESOURCE_PRIORITY)
     if priority is not None:
         warnings.append(f"{priority}: is not supported yet and has no effect")
     cards = _read(place, written, RESOURCE_GPU)
     memory = _read_memory(place, written)
+    percentage = _read_percentage(place, written)
     cores = _read(place, written, RESOURCE_CORES)
     if cores is not None and cores.value > WHOLE_CORES_PERCENT:
         warnings.append(
@@ -105,7 +98,7 @@ def _read_container(
         )
         cores = _Number(WHOLE_CORES_PERCENT, cores.field)
     if cards is None:
-        if memory is None and cores is None:
+        if memory is None and percentage is None and cores is None:
             return None
         count = 1
     else:
@@ -117,19 +110,39 @@ def _read_container(
     if count == 0:
         return None
     if cores is None:
-        # HAMi's rule looks at whether gpumem is there, not at its value: 0 turns it off too.
-        exclusive = memory is None
+        # HAMi's rule looks at whether a key is there, not at its value: 0 turns it off too. The
+        # percentage is looked at first, although the MiB decide how much memory there is.
+        whole = percentage is not None and percentage.value == _WHOLE_PERCENT
+        exclusive = whole or (percentage is None and memory is None)
         cores_percent = WHOLE_CORES_PERCENT if exclusive else 0
     else:
         cores_percent = cores.value
         exclusive = cores_percent == WHOLE_CORES_PERCENT
+    mib, percent = _choose_memory(memory, percentage, warnings)
     return Share(
         container=place.container.name,
         cards=count,
-        memory_mib=memory.value if memory is not None and memory.value > 0 else None,
+        memory_mib=mib,
+        memory_percent=percent,
         cores_percent=cores_percent,
         exclusive=exclusive,
     )
+
+
+def _choose_memory(
+    memory: _Number | None, percentage: _Number | None, warnings: list[str]
+) -> tuple[int | None, int | None]:
+    """Return MiB or percent, the other ``None``; both ``None`` for all that the card has."""
+    if memory is not None and memory.value > 0:
+        if percentage is not None and percentage.value > 0:
+            warnings.append(
+                f"{percentage.field}: {percentage.value} % contradicts {memory.value} MiB in "
+                f'"{RESOURCE_MEMORY}", which decides; write one of them'
+            )
+        return memory.value, None
+    if percentage is not None and 0 < percentage.value < _WHOLE_PERCENT:
+        return None, percentage.value
+    return None, None
 
 
 def _field(place: Place, written: dict[str, dict[str, Any]], key: str) -> str | None:
@@ -168,6 +181,16 @@ def _read_memory(place: Place, written: dict[str, dict[str, Any]]) -> _Number | 
         raise UserError(
             f"is a number of MiB, and {number.value} MiB is more than the largest possible "
             f"{_MOST_MIB}{hint}",
+            field=number.field,
+        )
+    return number
+
+
+def _read_percentage(place: Place, written: dict[str, dict[str, Any]]) -> _Number | None:
+    number = _read(place, written, RESOURCE_MEMORY_PERCENTAGE)
+    if number is not None and number.value > _WHOLE_PERCENT:
+        raise UserError(
+            f"is {number.value}; write a whole number from 0 to {_WHOLE_PERCENT}",
             field=number.field,
         )
     return number

@@ -1,0 +1,116 @@
+"""Memory in percent of cards that differ in size: which sizes a claim offers to take.
+
+A claim asks for MiB, a person wrote percent, and the scheduler chooses the card afterwards. So the
+sizes of the published cards become alternatives, each with its own MiB
+(docs/decisions/0010-percentages.md).
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+from hami_dra.policy.request import Share
+from hami_dra.policy.selectors import memory_between
+
+MOST_ALTERNATIVES: Final = 8
+"""Subrequests in one ``firstAvailable`` (resource.k8s.io/v1 validation)."""
+_WHOLE_PERCENT: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """One way to satisfy a share.
+
+    Attributes:
+        name: Unique in the share, a DNS label; "" for the only one.
+        memory_mib: MiB to consume on each card; ``None`` for all that the card has.
+        selectors: CEL expressions that the card must satisfy.
+        near: Attribute in which all cards of this alternative must be equal; "" for none.
+    """
+
+    name: str = ""
+    memory_mib: int | None = None
+    selectors: tuple[str, ...] = ()
+    near: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SizeBand:
+    """Cards from one size to another, both included, in MiB."""
+
+    low_mib: int
+    high_mib: int
+
+
+def group_sizes(sizes: Collection[int], most: int = MOST_ALTERNATIVES) -> tuple[SizeBand, ...]:
+    """Group card sizes into at most ``most`` bands, smallest first.
+
+    Neighbours that differ least, relative to their size, are joined first: a driver that keeps
+    a little more memory to itself makes a new size, but hardly another card.
+    """
+    bands = [SizeBand(size, size) for size in sorted(set(sizes))]
+    while len(bands) > most:
+        at = min(range(len(bands) - 1), key=lambda i: bands[i + 1].high_mib / bands[i].low_mib)
+        bands[at : at + 2] = [SizeBand(bands[at].low_mib, bands[at + 1].high_mib)]
+    return tuple(bands)
+
+
+def list_alternatives(share: Share, sizes: Collection[int]) -> tuple[Alternative, ...]:
+    """Return the sizes that a share may take, smallest cards first; at least one.
+
+    Args:
+        share: What is wanted.
+        sizes: The distinct sizes of published cards in MiB; none if there are no cards.
+    """
+    percent = share.memory_percent
+    if share.exclusive or (percent is not None and not sizes):
+        return (Alternative(),)
+    if percent is None:
+        return (Alternative(memory_mib=share.memory_mib),)
+    bands = group_sizes(sizes)
+    if len(bands) == 1:
+        return (Alternative(memory_mib=_resolve(percent, bands[0])),)
+    return tuple(
+        Alternative(
+            name=f"m{band.high_mib}",
+            memory_mib=_resolve(percent, band),
+            selectors=(memory_between(band.low_mib, band.high_mib),),
+        )
+        for band in bands
+    )
+
+
+def needs_limit(share: Share, sizes: Collection[int]) -> bool:
+    """Return whether what a percentage consumes is not what it may use.
+
+    Then the node has to work out the limit from the card: the claim takes a whole one, or stands
+    for cards of several sizes.
+    """
+    if share.memory_percent is None:
+        return False
+    return share.exclusive or not sizes or len(set(sizes)) > MOST_ALTERNATIVES
+
+
+def warn_percentage(share: Share, sizes: Collection[int]) -> str | None:
+    """Return what the author of a percentage should know about it."""
+    percent = share.memory_percent
+    if percent is None or share.exclusive:
+        return None
+    if not sizes:
+        return (
+            f"container {share.container!r}: no node publishes a GPU yet, so the memory that is "
+            f"{percent} % of one is not known; the pod will reserve a whole card and may use "
+            f"{percent} % of it. Create it again when there are cards, or ask for MiB"
+        )
+    distinct = len(set(sizes))
+    if distinct > MOST_ALTERNATIVES:
+        return (
+            f"container {share.container!r}: the cluster has cards of {distinct} sizes and a claim "
+            f"has room for {MOST_ALTERNATIVES}; sizes close to each other reserve the same MiB"
+        )
+    return None
+
+
+def _resolve(percent: int, band: SizeBand) -> int:
+    """Return the MiB that cover the percentage on every card of a band, if each has so many."""
+    return max(1, min(band.high_mib * percent // _WHOLE_PERCENT, band.low_mib))
