@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from hami_dra.cli.configfile import config_option, read_settings
+
 
 @click.group()
 def controller() -> None:
@@ -43,6 +45,7 @@ def _read_service(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="API server outside a pod; inside, the ServiceAccount is used.",
 )
+@config_option
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -55,6 +58,7 @@ def bootstrap(
     webhook_url: str,
     webhook_service: tuple[str, str] | None,
     kubeconfig: Path | None,
+    config: Path | None,
     log_level: str,
 ) -> None:
     """Make certificates and apply the DeviceClass and the webhook configurations, once."""
@@ -69,16 +73,23 @@ def bootstrap(
         address = WebhookAddress(url=webhook_url)
     else:
         address = WebhookAddress(namespace=webhook_service[0], name=webhook_service[1])
-    asyncio.run(run(Settings(certificate_dir=cert_dir, address=address, kubeconfig=kubeconfig)))
+    settings = Settings(
+        certificate_dir=cert_dir,
+        address=address,
+        kubeconfig=kubeconfig,
+        admission=read_settings(config),
+    )
+    asyncio.run(run(settings))
 
 
 @controller.command()
-def manifests() -> None:
+@config_option
+def manifests(*, config: Path | None) -> None:
     """Print the objects that bootstrap applies, without an address or CA of the webhook."""
     # Imported here, so that --help stays fast.
     import yaml  # noqa: PLC0415
 
     from hami_dra.controller.manifests import WebhookAddress, render_objects  # noqa: PLC0415
 
-    objects = [body for _, body in render_objects(WebhookAddress(), b"")]
+    objects = [body for _, body in render_objects(WebhookAddress(), b"", read_settings(config))]
     click.echo(yaml.safe_dump_all(objects, sort_keys=False), nl=False)

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from hami_dra.cli.address import Address
+from hami_dra.cli.configfile import config_option, read_settings
 
 
 @click.command()
@@ -31,6 +32,7 @@ from hami_dra.cli.address import Address
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="API server outside a pod; inside, the ServiceAccount is used.",
 )
+@config_option
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -43,6 +45,7 @@ def webhook(
     listen: tuple[str, int],
     health_listen: tuple[str, int],
     kubeconfig: Path | None,
+    config: Path | None,
     log_level: str,
 ) -> None:
     """Rewrite pods with GPU keys and check claims, as an admission webhook."""
@@ -59,6 +62,7 @@ def webhook(
                 health_host=health_listen[0],
                 health_port=health_listen[1],
                 kubeconfig=kubeconfig,
+                admission=read_settings(config),
             )
         )
     )

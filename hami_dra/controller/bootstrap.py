@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from hami_dra.contract.errors import FatalError, UserError
+from hami_dra.contract.settings import DEFAULT_SETTINGS, AdmissionSettings
 from hami_dra.controller.certdir import ensure_certificates
 from hami_dra.controller.manifests import WebhookAddress, render_objects
 from hami_dra.kube import Api, ApiError, connect
@@ -31,11 +32,13 @@ class Settings:
         certificate_dir: Where the certificates are kept, shared with the webhook.
         address: Where the API server finds the webhook.
         kubeconfig: ``None`` inside a cluster.
+        admission: The webhook's own configuration: which pods it must see depends on it.
     """
 
     certificate_dir: Path
     address: WebhookAddress
     kubeconfig: Path | None = None
+    admission: AdmissionSettings = DEFAULT_SETTINGS
 
 
 def list_hosts(address: WebhookAddress) -> list[str]:
@@ -68,7 +71,7 @@ async def bootstrap(
     hosts = list_hosts(settings.address)
     now = dt.datetime.fromtimestamp(clock.wall(), tz=dt.UTC)
     ca_bundle = await asyncio.to_thread(ensure_certificates, settings.certificate_dir, hosts, now)
-    for resource, body in render_objects(settings.address, ca_bundle):
+    for resource, body in render_objects(settings.address, ca_bundle, settings.admission):
         name = str(body["metadata"]["name"])
         try:
             await retry(

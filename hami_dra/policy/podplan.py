@@ -18,6 +18,7 @@ from hami_dra.contract.names import (
     POD_CLAIM_NAME,
     TEMPLATE_NAME_PREFIX,
 )
+from hami_dra.contract.settings import DEFAULT_SETTINGS, AdmissionSettings
 from hami_dra.policy import podpatch
 from hami_dra.policy.dialects import hami
 from hami_dra.policy.fit import NodeCards, list_sizes
@@ -51,11 +52,17 @@ class PodPlan:
     warnings: tuple[str, ...]
 
 
-def plan_pod(pod: Mapping[str, Any], *, nodes: Collection[NodeCards] | None = ()) -> PodPlan | None:
+def plan_pod(
+    pod: Mapping[str, Any],
+    settings: AdmissionSettings = DEFAULT_SETTINGS,
+    *,
+    nodes: Collection[NodeCards] | None = (),
+) -> PodPlan | None:
     """Decide about a pod; ``None`` if it has no GPU keys, and so also if it is planned already.
 
     Args:
         pod: The pod.
+        settings: The operator's.
         nodes: The distinct sets of cards that nodes publish; ``None`` while they are not known,
             which only percentages of a card cannot do without.
 
@@ -64,14 +71,14 @@ def plan_pod(pod: Mapping[str, Any], *, nodes: Collection[NodeCards] | None = ()
         RetryError: It asks for a percentage before the published cards are known.
     """
     view = view_pod(pod)
-    request = hami.read_pod(view)
+    request = hami.read_pod(view, settings.nvidia)
     if request is None:
         return None
     source = pod
     original = _find_own_rewrite(view)
     if original is not None:
         source = podpatch.restore_pod(pod, original)
-        request = hami.read_pod(view_pod(source)) or request
+        request = hami.read_pod(view_pod(source), settings.nvidia) or request
     warnings = list(request.warnings)
     template = None
     if request.shares:
@@ -120,7 +127,7 @@ def _find_own_rewrite(view: PodView) -> Original | None:
         if isinstance(template, str) and _OWN_TEMPLATE.fullmatch(template) and original:
             return original
         raise UserError(
-            f"{POD_CLAIM_NAME!r} is the name of the claim that replaces nvidia.com/gpu keys; "
+            f"{POD_CLAIM_NAME!r} is the name of the claim that replaces a pod's GPU keys; "
             "give your own claim another name, or remove the keys",
             field=f"spec.resourceClaims[{index}].name",
         )
@@ -153,7 +160,7 @@ def _check_pod(view: PodView, request: PodRequest) -> None:
         if security is not None and security.privileged:
             raise UserError(
                 "a privileged container sees every device of its node, so no limit of this pod's "
-                "GPUs would hold; remove it or the nvidia.com/gpu keys",
+                "GPUs would hold; remove it or the pod's GPU keys",
                 field=f"{place.path}.securityContext.privileged",
             )
         name = place.container.name

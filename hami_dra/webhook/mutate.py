@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from hami_dra.contract.errors import RetryError, UserError
+from hami_dra.contract.settings import DEFAULT_SETTINGS, AdmissionSettings
 from hami_dra.kube import ApiError
 from hami_dra.policy.fit import NodeCards, demands_of_shares, warn_unfit
 from hami_dra.policy.podplan import plan_pod
@@ -19,8 +20,14 @@ Nodes = Callable[[], frozenset[NodeCards] | None]
 class PodReviewer:
     """Answers reviews of pods that are being created."""
 
-    def __init__(self, templates: TemplateStore, nodes: Nodes) -> None:
+    def __init__(
+        self,
+        templates: TemplateStore,
+        nodes: Nodes,
+        settings: AdmissionSettings = DEFAULT_SETTINGS,
+    ) -> None:
         self._templates = templates
+        self._settings = settings
         self._nodes = nodes
 
     async def review(self, request: Request) -> Verdict:
@@ -44,7 +51,7 @@ class PodReviewer:
 
     async def _rewrite(self, request: Request, pod: dict[str, Any]) -> Verdict:
         nodes = self._nodes()
-        plan = plan_pod(pod, nodes=nodes)
+        plan = plan_pod(pod, self._settings, nodes=nodes)
         if plan is None:
             return _ALLOWED
         if plan.template is not None and not request.dry_run:

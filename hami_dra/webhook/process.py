@@ -7,6 +7,7 @@ from pathlib import Path
 
 import structlog
 
+from hami_dra.contract.settings import DEFAULT_SETTINGS, AdmissionSettings
 from hami_dra.kube import Api, connect
 from hami_dra.service.clock import SystemClock
 from hami_dra.service.http import Readiness, serve_health
@@ -36,6 +37,7 @@ class Settings:
         health_host: Address for health and metrics (HTTP).
         health_port: Its port; 0 for any.
         kubeconfig: ``None`` inside a cluster.
+        admission: What GPU keys mean here.
     """
 
     certificate_dir: Path
@@ -44,6 +46,7 @@ class Settings:
     health_host: str
     health_port: int
     kubeconfig: Path | None = None
+    admission: AdmissionSettings = DEFAULT_SETTINGS
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ async def serve(settings: Settings, api: Api, supervisor: Supervisor) -> AsyncIt
     readiness = Readiness("serving")
     certificate = ServingCertificate(settings.certificate_dir, metrics)
     inventory = Inventory(api)
-    pods = PodReviewer(TemplateStore(api, SystemClock()), inventory.nodes)
+    pods = PodReviewer(TemplateStore(api, SystemClock()), inventory.nodes, settings.admission)
     claims = ClaimReviewer(inventory.nodes)
     app = build_app({PATH_PODS: pods.review, PATH_CLAIMS: claims.review}, metrics)
     supervisor.spawn("certificate", certificate.run())

@@ -8,14 +8,18 @@ from typing import Any, Final
 
 import yaml
 
+from hami_dra.contract.settings import DEFAULT_SETTINGS, AdmissionSettings
 from hami_dra.kube import Resource
 from hami_dra.kube.objects import DEVICE_CLASSES, MUTATING_WEBHOOKS, VALIDATING_WEBHOOKS
+from hami_dra.policy.selectors import quote
 
 _OBJECTS: Final = (
     (DEVICE_CLASSES, "deviceclass.yaml", ""),
     (MUTATING_WEBHOOKS, "mutatingwebhook.yaml", "/mutate-pods"),
     (VALIDATING_WEBHOOKS, "validatingwebhook.yaml", "/validate-claims"),
 )
+_GPU_KEYS: Final = "GPU_KEYS"
+"""Stands in an expression for the list of resource names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +53,19 @@ class WebhookAddress:
 
 
 def render_objects(
-    address: WebhookAddress, ca_bundle: bytes
+    address: WebhookAddress, ca_bundle: bytes, admission: AdmissionSettings = DEFAULT_SETTINGS
 ) -> Iterator[tuple[Resource, dict[str, Any]]]:
     """Yield every object as it is to be applied, in that order.
 
     The class comes first: a pod admitted before it exists would wait for it.
     """
+    keys = f"[{', '.join(quote(key) for key in admission.nvidia.keys)}]"
     for resource, file, path in _OBJECTS:
         body = _load(file)
         for webhook in body.get("webhooks", ()):
             webhook["clientConfig"] = address.client_config(path, ca_bundle)
+            for condition in webhook["matchConditions"]:
+                condition["expression"] = condition["expression"].replace(_GPU_KEYS, keys)
         yield resource, body
 
 

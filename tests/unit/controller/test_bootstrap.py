@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from hami_dra.cli.controller import controller
 from hami_dra.contract import names
 from hami_dra.contract.errors import FatalError, UserError
+from hami_dra.contract.settings import DEFAULT_SETTINGS, decode_settings
 from hami_dra.controller.bootstrap import Settings, bootstrap, list_hosts
 from hami_dra.controller.manifests import WebhookAddress, render_objects
 from hami_dra.kube.objects import DEVICE_CLASSES, MUTATING_WEBHOOKS, VALIDATING_WEBHOOKS
-from hami_dra.policy.dialects.hami import KEYS
 from hami_dra.service.clock import SystemClock
 from hami_dra.testing.fakecluster import FakeCluster
 from hami_dra.webhook.process import PATH_CLAIMS, PATH_PODS
@@ -93,7 +93,7 @@ def test_the_manifests_say_what_the_code_says() -> None:
     assert f'"{names.DEVICE_TYPE}"' in expression
     pods, claims = _webhooks()
     condition = pods["matchConditions"][0]["expression"]
-    assert all(condition.count(f'"{key}"') == 2 for key in KEYS)
+    assert all(condition.count(f'"{key}"') == 2 for key in DEFAULT_SETTINGS.nvidia.keys)
     for webhook in (pods, claims):
         assert webhook["failurePolicy"] == "Fail"
         assert webhook["timeoutSeconds"] > REVIEW_SECONDS
@@ -106,6 +106,18 @@ def test_the_manifests_say_what_the_code_says() -> None:
     assert pods["objectSelector"] == pods["namespaceSelector"]
     assert pods["sideEffects"] == "NoneOnDryRun"
     assert claims["sideEffects"] == "None"
+
+
+def test_renamed_resources_reach_the_webhook(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("nvidia: {resourceCountName: hami.io/gpu}")
+    result = CliRunner().invoke(controller, ["manifests", "--config", str(config)])
+    _, pods, _ = yaml.safe_load_all(result.output)
+    condition = pods["webhooks"][0]["matchConditions"][0]["expression"]
+    assert condition.count('k in ["hami.io/gpu", "nvidia.com/gpumem", ') == 2
+    admission = decode_settings({"nvidia": {"resourceCountName": "hami.io/gpu"}})
+    _, (_, body), _ = render_objects(WebhookAddress(), b"", admission)
+    assert body == pods
 
 
 def test_the_command_prints_them() -> None:

@@ -8,11 +8,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hami_dra.contract.errors import UserError
-from hami_dra.policy.dialects.hami import KEYS
+from hami_dra.contract.settings import DEFAULT_SETTINGS
 from hami_dra.policy.podpatch import diff
 from hami_dra.policy.podplan import PodPlan, plan_pod
 from hami_dra.policy.request import Share, place_shares
 
+KEYS = DEFAULT_SETTINGS.nvidia.keys
 _NAMES = st.sampled_from(["a", "b", "c", "with-dash", "x" * 63])
 _QUANTITIES = st.one_of(
     st.integers(0, 40).map(str),

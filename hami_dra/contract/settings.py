@@ -1,0 +1,117 @@
+"""What an operator may set about the meaning of GPU keys, in HAMi's words.
+
+The names below ``nvidia`` are those of HAMi's device configuration (device-config.yaml), so that
+a cluster that renamed its resources or set defaults keeps them. Keys that concern nodes or other
+vendors are refused like any unknown one: a setting that has no effect is worse than an error.
+"""
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+from hami_dra.contract.claimconfig import CorePolicy
+from hami_dra.contract.errors import UserError
+from hami_dra.contract.names import (
+    RESOURCE_CORES,
+    RESOURCE_GPU,
+    RESOURCE_MEMORY,
+    RESOURCE_MEMORY_PERCENTAGE,
+    RESOURCE_PRIORITY,
+)
+
+_QUALIFIED_NAME: Final = re.compile(
+    r"(?=.{1,253}/)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+    r"/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+)
+_MOST_MIB: Final = 2**31 - 1
+_WHOLE_PERCENT: Final = 100
+
+
+class NvidiaSettings(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"
+):
+    """``nvidia`` of the configuration.
+
+    Attributes:
+        resource_count_name: Resource that counts cards.
+        resource_memory_name: Resource for MiB of each card, times ``memory_factor``.
+        resource_memory_percentage_name: Resource for percent of each card's memory.
+        resource_core_name: Resource for percent of each card's multiprocessors.
+        resource_priority_name: Resource for the task priority.
+        overwrite_env: Tell containers without a share, by NVIDIA_VISIBLE_DEVICES=none, that
+            they get no card from a vendor's runtime.
+        default_memory: MiB of a share that says nothing about memory; 0 for all of the card.
+        default_cores: Percent of a share that says nothing about cores and is not exclusive.
+        default_gpu_num: Cards of a container that names other keys only; 0 to leave it alone.
+        memory_factor: What one of ``resource_memory_name`` is, in MiB.
+        gpu_core_policy: When compute is throttled in containers that do not say it.
+    """
+
+    resource_count_name: str = RESOURCE_GPU
+    resource_memory_name: str = RESOURCE_MEMORY
+    resource_memory_percentage_name: str = RESOURCE_MEMORY_PERCENTAGE
+    resource_core_name: str = RESOURCE_CORES
+    resource_priority_name: str = RESOURCE_PRIORITY
+    overwrite_env: bool = False
+    default_memory: int = 0
+    default_cores: int = 0
+    default_gpu_num: int = msgspec.field(name="defaultGPUNum", default=1)
+    memory_factor: int = 1
+    gpu_core_policy: CorePolicy = "default"
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names of the five resources."""
+        return (
+            self.resource_count_name,
+            self.resource_memory_name,
+            self.resource_memory_percentage_name,
+            self.resource_core_name,
+            self.resource_priority_name,
+        )
+
+
+class AdmissionSettings(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"
+):
+    """The configuration file of admission."""
+
+    nvidia: NvidiaSettings = NvidiaSettings()
+
+
+DEFAULT_SETTINGS: Final = AdmissionSettings()
+
+_RANGES: Final = (
+    ("defaultMemory", "default_memory", 0, _MOST_MIB),
+    ("defaultCores", "default_cores", 0, _WHOLE_PERCENT),
+    ("defaultGPUNum", "default_gpu_num", 0, 32),
+    ("memoryFactor", "memory_factor", 1, _MOST_MIB),
+)
+
+
+def decode_settings(value: Any) -> AdmissionSettings:
+    """Decode the parsed content of a configuration file strictly; ``None`` is an empty one.
+
+    Raises:
+        UserError: An unknown key, a wrong type or an impossible value, by name.
+    """
+    try:
+        settings = msgspec.convert({} if value is None else value, AdmissionSettings)
+    except msgspec.ValidationError as error:
+        raise UserError(f"is not an admission configuration: {error}") from error
+    nvidia = settings.nvidia
+    for name, attribute, lowest, highest in _RANGES:
+        number = getattr(nvidia, attribute)
+        if not lowest <= number <= highest:
+            raise UserError(
+                f"is {number}; write a number from {lowest} to {highest}", field=f"nvidia.{name}"
+            )
+    for key in nvidia.keys:
+        if not _QUALIFIED_NAME.fullmatch(key):
+            raise UserError(
+                f"{key!r} is no name of an extended resource; write DOMAIN/NAME", field="nvidia"
+            )
+        if nvidia.keys.count(key) > 1:
+            raise UserError(f"{key!r} is the name of two resources", field="nvidia")
+    return settings
