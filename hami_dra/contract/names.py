@@ -48,7 +48,22 @@ RESOURCE_MEMORY_PERCENTAGE: Final = "nvidia.com/gpumem-percentage"
 RESOURCE_CORES: Final = "nvidia.com/gpucores"
 RESOURCE_PRIORITY: Final = "nvidia.com/priority"
 
+# Annotations of an unchanged HAMi pod.
+ANNOTATION_USE_TYPE: Final = "nvidia.com/use-gputype"
+ANNOTATION_NOUSE_TYPE: Final = "nvidia.com/nouse-gputype"
+ANNOTATION_USE_UUID: Final = "nvidia.com/use-gpuuuid"
+ANNOTATION_NOUSE_UUID: Final = "nvidia.com/nouse-gpuuuid"
+ANNOTATION_NUMA_BIND: Final = "nvidia.com/numa-bind"
+ANNOTATION_MODE: Final = "nvidia.com/vgpu-mode"
+ANNOTATION_NODE_POLICY: Final = "hami.io/node-scheduler-policy"
+ANNOTATION_GPU_POLICY: Final = "hami.io/gpu-scheduler-policy"
+ANNOTATION_SCORING_WEIGHTS: Final = "hami.io/device-scoring-weights"
+ANNOTATIONS_OF_SCHEDULER: Final = "hami.io/vgpu-"
+"""Prefix of what HAMi's scheduler writes: results, never wishes."""
+
 # Objects that we write.
+LABEL_SHARES: Final = "gpu.project-hami.io/shares"
+"""``true`` on every pod with a share, for node policies of others."""
 ANNOTATION_ORIGINAL_REQUEST: Final = "gpu.project-hami.io/original-request"
 """JSON of the GPU keys that the webhook removed, by container."""
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"

@@ -6,7 +6,7 @@ vendors are refused like any unknown one: a setting that has no effect is worse 
 """
 
 import re
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -72,16 +72,33 @@ class NvidiaSettings(
         )
 
 
+class SchedulerPolicy(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"
+):
+    """``defaultSchedulerPolicy`` of HAMi's chart, for pods without the annotations.
+
+    Attributes:
+        node_scheduler_policy: Prefer nodes with many shares, or few; "" for neither.
+        gpu_scheduler_policy: Comma list of card policies, see `policy.dialects.hami_annotations`;
+            "" for the scheduler's own order, which fills one card after the other.
+    """
+
+    node_scheduler_policy: Literal["", "binpack", "spread"] = ""
+    gpu_scheduler_policy: str = ""
+
+
 class AdmissionSettings(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"
 ):
     """The configuration file of admission."""
 
     nvidia: NvidiaSettings = NvidiaSettings()
+    default_scheduler_policy: SchedulerPolicy = SchedulerPolicy()
 
 
 DEFAULT_SETTINGS: Final = AdmissionSettings()
 
+_GPU_POLICIES: Final = ("", "binpack", "spread", "topology-aware", "mutex", "numa")
 _RANGES: Final = (
     ("defaultMemory", "default_memory", 0, _MOST_MIB),
     ("defaultCores", "default_cores", 0, _WHOLE_PERCENT),
@@ -101,6 +118,12 @@ def decode_settings(value: Any) -> AdmissionSettings:
     except msgspec.ValidationError as error:
         raise UserError(f"is not an admission configuration: {error}") from error
     nvidia = settings.nvidia
+    for policy in settings.default_scheduler_policy.gpu_scheduler_policy.split(","):
+        if policy.strip() not in _GPU_POLICIES:
+            raise UserError(
+                f"{policy.strip()!r} is not one of {', '.join(filter(None, _GPU_POLICIES))}",
+                field="defaultSchedulerPolicy.gpuSchedulerPolicy",
+            )
     for name, attribute, lowest, highest in _RANGES:
         number = getattr(nvidia, attribute)
         if not lowest <= number <= highest:

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import msgspec
 
-from hami_dra.contract.names import ANNOTATION_ORIGINAL_REQUEST, POD_CLAIM_NAME
-from hami_dra.policy.request import PodRequest
+from hami_dra.contract.names import ANNOTATION_ORIGINAL_REQUEST, LABEL_SHARES, POD_CLAIM_NAME
+from hami_dra.policy.request import NodePolicy, PodRequest
 
 HAMI_SCHEDULER: Final = "hami-scheduler"
 STOCK_SCHEDULER: Final = "default-scheduler"
@@ -19,6 +19,16 @@ Pod = Mapping[str, Any]
 Operation = dict[str, Any]
 _CONTAINER_LISTS: Final = ("initContainers", "containers")
 _MISSING: Final = object()
+_PREFERRED: Final = "preferredDuringSchedulingIgnoredDuringExecution"
+_NODE_PREFERENCE: Final = {
+    "weight": 50,
+    "podAffinityTerm": {
+        "labelSelector": {"matchLabels": {LABEL_SHARES: "true"}},
+        "namespaceSelector": {},
+        "topologyKey": "kubernetes.io/hostname",
+    },
+}
+"""Counts pods that have shares, of all namespaces; weighs less than what must matter more (100)."""
 
 
 def rewrite_pod(pod: Pod, request: PodRequest, template_name: str | None) -> dict[str, Any]:
@@ -38,7 +48,20 @@ def rewrite_pod(pod: Pod, request: PodRequest, template_name: str | None) -> dic
             **(metadata.get("annotations") or {}),
             ANNOTATION_ORIGINAL_REQUEST: original,
         }
+        metadata["labels"] = {**(metadata.get("labels") or {}), LABEL_SHARES: "true"}
+        if request.placement.nodes:
+            spec["affinity"] = _prefer_nodes(spec.get("affinity") or {}, request.placement.nodes)
     return {**pod, "metadata": metadata, "spec": spec}
+
+
+def _prefer_nodes(affinity: Pod, policy: NodePolicy) -> dict[str, Any]:
+    """Return the affinity with a preference for nodes with many or few pods that have shares."""
+    kind = "podAntiAffinity" if policy == "spread" else "podAffinity"
+    pods = dict(affinity.get(kind) or {})
+    preferred = pods.get(_PREFERRED) or []
+    if _NODE_PREFERENCE not in preferred:
+        pods[_PREFERRED] = [*preferred, _NODE_PREFERENCE]
+    return {**affinity, kind: pods}
 
 
 def _rewrite_container(container: dict[str, Any], request: PodRequest) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Resource Allocation needs nothing else.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,7 +22,8 @@ from hami_dra.contract.settings import DEFAULT_SETTINGS, AdmissionSettings
 from hami_dra.policy import podpatch
 from hami_dra.policy.dialects import hami
 from hami_dra.policy.fit import NodeCards, list_sizes
-from hami_dra.policy.percentage import warn_percentage
+from hami_dra.policy.percentage import list_alternatives, warn_percentage
+from hami_dra.policy.placement import choose_index, warn_preferences
 from hami_dra.policy.podview import PodView, list_places, view_pod
 from hami_dra.policy.request import PodRequest
 from hami_dra.policy.templates import build_template
@@ -57,6 +58,7 @@ def plan_pod(
     settings: AdmissionSettings = DEFAULT_SETTINGS,
     *,
     nodes: Collection[NodeCards] | None = (),
+    rotation: int = 0,
 ) -> PodPlan | None:
     """Decide about a pod; ``None`` if it has no GPU keys, and so also if it is planned already.
 
@@ -65,27 +67,29 @@ def plan_pod(
         settings: The operator's.
         nodes: The distinct sets of cards that nodes publish; ``None`` while they are not known,
             which only percentages of a card cannot do without.
+        rotation: Any number that differs from pod to pod, for spreading over cards.
 
     Raises:
         UserError: The pod cannot get what it asks for, with the field and what to do.
         RetryError: It asks for a percentage before the published cards are known.
     """
     view = view_pod(pod)
-    request = hami.read_pod(view, settings.nvidia)
+    request = hami.read_pod(view, settings)
     if request is None:
         return None
     source = pod
     original = _find_own_rewrite(view)
     if original is not None:
         source = podpatch.restore_pod(pod, original)
-        request = hami.read_pod(view_pod(source), settings.nvidia) or request
+        request = hami.read_pod(view_pod(source), settings) or request
     warnings = list(request.warnings)
     template = None
     if request.shares:
         _check_pod(view, request)
         sizes = _list_sizes(request, nodes)
-        template = build_template(request.shares, sizes)
-        warnings += [text for each in request.shares if (text := warn_percentage(each, sizes))]
+        index = choose_index(nodes or (), rotation) if request.placement.spread_cards else None
+        template = build_template(request.shares, sizes, request.placement, index=index)
+        warnings += _warn_shares(request, sizes)
     if view.spec.scheduler_name == podpatch.HAMI_SCHEDULER:
         warnings.append(
             f"spec.schedulerName: {podpatch.HAMI_SCHEDULER!r} is not needed; the pod goes to "
@@ -111,6 +115,17 @@ def _list_sizes(request: PodRequest, nodes: Collection[NodeCards] | None) -> tup
             "not been read yet; try again in a few seconds"
         )
     return ()
+
+
+def _warn_shares(request: PodRequest, sizes: Collection[int]) -> Iterator[str]:
+    for share in request.shares:
+        alternatives = len(list_alternatives(share, sizes))
+        for text in (
+            warn_percentage(share, sizes),
+            warn_preferences(share, request.placement, alternatives),
+        ):
+            if text is not None:
+                yield text
 
 
 def _find_own_rewrite(view: PodView) -> Original | None:

@@ -1,11 +1,12 @@
 """What a pod asks for, in one form for every dialect."""
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 MOST_CARDS: Final = 32
 """Results in one claim's allocation (resource.k8s.io/v1 validation)."""
 WHOLE_CORES_PERCENT: Final = 100
+NodePolicy = Literal["", "binpack", "spread"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,25 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the cards of a pod, and the pod, should be.
+
+    Attributes:
+        selectors: CEL expressions that every card must satisfy.
+        one_numa_node: All cards of a container must be on one NUMA node.
+        near: Attribute in which the cards of a container should be equal if possible; "" for none.
+        spread_cards: Prefer another card for every pod.
+        nodes: Prefer nodes with many shares (``binpack``) or few (``spread``); "" for neither.
+    """
+
+    selectors: tuple[str, ...] = ()
+    one_numa_node: bool = False
+    near: str = ""
+    spread_cards: bool = False
+    nodes: NodePolicy = ""
+
+
+@dataclass(frozen=True, slots=True)
 class PodRequest:
     """Everything that a dialect read from one pod.
 
@@ -65,6 +85,7 @@ class PodRequest:
         original: Container name to the keys that were read, as ``{"limits": .., "requests": ..}``.
         keys: Resource names that the claim replaces, to be removed wherever they stand.
         warnings: What was read differently from how it was written.
+        placement: Where the cards should be.
     """
 
     shares: tuple[Share, ...]
@@ -72,6 +93,7 @@ class PodRequest:
     original: dict[str, dict[str, dict[str, Any]]]
     keys: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    placement: Placement = Placement()
 
 
 def place_shares(

@@ -5,9 +5,16 @@ name what every device of the class has. Text written by people enters only thro
 """
 
 import json
+from collections.abc import Iterable
 from typing import Final
 
-from hami_dra.contract.names import CAPACITY_MEMORY, DRIVER_NAME
+from hami_dra.contract.names import (
+    ATTR_INDEX,
+    ATTR_PRODUCT_NAME,
+    ATTR_UUID,
+    CAPACITY_MEMORY,
+    DRIVER_NAME,
+)
 from hami_dra.contract.quantity import format_mib
 
 
@@ -23,6 +30,8 @@ def quote(text: str) -> str:
 
 
 _MEMORY: Final = f"device.capacity[{quote(DRIVER_NAME)}].{CAPACITY_MEMORY}"
+_ATTRIBUTES: Final = f"device.attributes[{quote(DRIVER_NAME)}]"
+_ASCII_LOWER: Final = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 
 def memory_at_least(mib: int) -> str:
@@ -38,3 +47,25 @@ def memory_between(low_mib: int, high_mib: int) -> str:
         f"{memory_at_least(low_mib)} && "
         f"{_MEMORY}.compareTo(quantity({quote(format_mib(high_mib))})) <= 0"
     )
+
+
+def product_contains(parts: Iterable[str]) -> str:
+    """Return the expression for cards whose model contains any of the texts, in any case."""
+    texts = ", ".join(quote(part.translate(_ASCII_LOWER)) for part in parts)
+    name = f"{_ATTRIBUTES}.{ATTR_PRODUCT_NAME}.lowerAscii()"
+    return f"[{texts}].exists(t, {name}.contains(t))"
+
+
+def uuid_among(uuids: Iterable[str]) -> str:
+    """Return the expression for cards with one of the UUIDs."""
+    return f"{_ATTRIBUTES}.{ATTR_UUID} in [{', '.join(map(quote, uuids))}]"
+
+
+def index_is(index: int) -> str:
+    """Return the expression for the card with this position on its node."""
+    return f"{_ATTRIBUTES}.{ATTR_INDEX} == {index}"
+
+
+def negate(expression: str) -> str:
+    """Return the expression for all other cards."""
+    return f"!({expression})"

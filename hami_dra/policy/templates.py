@@ -14,6 +14,7 @@ import msgspec
 from hami_dra.contract.claimconfig import ShareConfig, encode_share_config
 from hami_dra.contract.errors import UserError
 from hami_dra.contract.names import (
+    ATTR_STD_NUMA_NODE,
     ATTR_UUID,
     CAPACITY_CORES,
     CAPACITY_MEMORY,
@@ -28,17 +29,25 @@ from hami_dra.contract.names import (
 )
 from hami_dra.contract.quantity import format_mib
 from hami_dra.policy.percentage import Alternative, list_alternatives, needs_limit
-from hami_dra.policy.request import MOST_CARDS, Share
+from hami_dra.policy.placement import prefer
+from hami_dra.policy.request import MOST_CARDS, Placement, Share
 from hami_dra.policy.selectors import memory_at_least
 
 _HASH_DIGITS: Final = 16
 _MOST_REQUESTS: Final = 32
 """resource.k8s.io/v1 validation, like `MOST_CARDS`."""
 
+_ANYWHERE: Final = Placement()
 _NO_CONFIG: Final = ShareConfig(api_version=CONFIG_API_VERSION, kind=CONFIG_KIND)
 
 
-def build_template(shares: Sequence[Share], sizes: Collection[int] = ()) -> dict[str, Any]:
+def build_template(
+    shares: Sequence[Share],
+    sizes: Collection[int] = (),
+    placement: Placement = _ANYWHERE,
+    *,
+    index: int | None = None,
+) -> dict[str, Any]:
     """Return the template for a pod's shares, without a namespace.
 
     A request is named after its container. An exclusive share, and one without a memory limit,
@@ -48,6 +57,8 @@ def build_template(shares: Sequence[Share], sizes: Collection[int] = ()) -> dict
     Args:
         shares: One request each.
         sizes: Distinct memory sizes of the cluster's cards in MiB, for percentages.
+        placement: Where the cards should be.
+        index: Position on its node of the card to prefer, see `placement.choose_index`.
 
     Raises:
         UserError: More cards or containers than one claim can hold.
@@ -59,12 +70,14 @@ def build_template(shares: Sequence[Share], sizes: Collection[int] = ()) -> dict
             f"{MOST_CARDS}",
             field="spec.containers",
         )
-    devices: dict[str, Any] = {"requests": [_request(share, sizes) for share in shares]}
-    constraints = [
-        {"distinctAttribute": f"{DRIVER_NAME}/{ATTR_UUID}", "requests": [share.container]}
-        for share in shares
-        if share.cards > 1
-    ]
+    requests: list[dict[str, Any]] = []
+    constraints: list[dict[str, Any]] = []
+    for share in shares:
+        alternatives = prefer(list_alternatives(share, sizes), share, placement, index)
+        requests.append(_request(share, alternatives, placement))
+        if share.cards > 1:
+            constraints += _constrain(share, alternatives, placement)
+    devices: dict[str, Any] = {"requests": requests}
     config = [entry for share in shares for entry in _config(share, sizes)]
     if constraints:
         devices["constraints"] = constraints
@@ -86,19 +99,20 @@ def name_template(spec: dict[str, Any]) -> str:
     return f"{TEMPLATE_NAME_PREFIX}-{hashlib.sha256(canonical).hexdigest()[:_HASH_DIGITS]}"
 
 
-def _request(share: Share, sizes: Collection[int]) -> dict[str, Any]:
-    alternatives = list_alternatives(share, sizes)
+def _request(
+    share: Share, alternatives: Sequence[Alternative], placement: Placement
+) -> dict[str, Any]:
     if len(alternatives) == 1:
-        return {"name": share.container, "exactly": _ask(share, alternatives[0])}
-    subrequests = [{"name": each.name, **_ask(share, each)} for each in alternatives]
+        return {"name": share.container, "exactly": _ask(share, alternatives[0], placement)}
+    subrequests = [{"name": each.name, **_ask(share, each, placement)} for each in alternatives]
     return {"name": share.container, "firstAvailable": subrequests}
 
 
-def _ask(share: Share, alternative: Alternative) -> dict[str, Any]:
+def _ask(share: Share, alternative: Alternative, placement: Placement) -> dict[str, Any]:
     capacity = {CAPACITY_CORES: str(share.cores_percent), CAPACITY_SLOTS: "1"}
     if alternative.memory_mib is not None:
         capacity[CAPACITY_MEMORY] = format_mib(alternative.memory_mib)
-    selectors = list(alternative.selectors)
+    selectors = [*placement.selectors, *alternative.selectors]
     if share.exclusive and share.memory_mib is not None:
         selectors.append(memory_at_least(share.memory_mib))
     ask: dict[str, Any] = {
@@ -110,6 +124,19 @@ def _ask(share: Share, alternative: Alternative) -> dict[str, Any]:
     if selectors:
         ask["selectors"] = [{"cel": {"expression": expression}} for expression in selectors]
     return ask
+
+
+def _constrain(
+    share: Share, alternatives: Sequence[Alternative], placement: Placement
+) -> Iterator[dict[str, Any]]:
+    """Yield what the cards of one container must have in common, or must not."""
+    yield {"distinctAttribute": f"{DRIVER_NAME}/{ATTR_UUID}", "requests": [share.container]}
+    if placement.one_numa_node:
+        yield {"matchAttribute": ATTR_STD_NUMA_NODE, "requests": [share.container]}
+    near = [f"{share.container}/{each.name}" for each in alternatives if each.near]
+    if near:
+        # Void unless one of these alternatives is chosen.
+        yield {"matchAttribute": placement.near, "requests": near}
 
 
 def _config(share: Share, sizes: Collection[int]) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,7 @@
 """Pods: the claim that stands in for their GPU keys."""
 
+import itertools
+import random
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -28,6 +30,8 @@ class PodReviewer:
     ) -> None:
         self._templates = templates
         self._settings = settings
+        # From anywhere, so that the replicas of the webhook do not march in step.
+        self._rotation = itertools.count(random.randrange(1 << 16))  # noqa: S311 - no secret
         self._nodes = nodes
 
     async def review(self, request: Request) -> Verdict:
@@ -51,7 +55,7 @@ class PodReviewer:
 
     async def _rewrite(self, request: Request, pod: dict[str, Any]) -> Verdict:
         nodes = self._nodes()
-        plan = plan_pod(pod, self._settings, nodes=nodes)
+        plan = plan_pod(pod, self._settings, nodes=nodes, rotation=next(self._rotation))
         if plan is None:
             return _ALLOWED
         if plan.template is not None and not request.dry_run:

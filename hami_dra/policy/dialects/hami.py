@@ -8,13 +8,22 @@ silent, are the operator's (`NvidiaSettings`).
 ``priority`` only orders work inside a card and is not carried yet: it is removed with a warning.
 """
 
+from dataclasses import replace
 from typing import Any, Final
 
 from hami_dra.contract.errors import UserError
 from hami_dra.contract.quantity import MIB
-from hami_dra.contract.settings import NvidiaSettings
+from hami_dra.contract.settings import AdmissionSettings, NvidiaSettings
+from hami_dra.policy.dialects.hami_annotations import read_wishes
 from hami_dra.policy.podview import Place, PodView, list_places
-from hami_dra.policy.request import MOST_CARDS, WHOLE_CORES_PERCENT, PodRequest, Share, place_shares
+from hami_dra.policy.request import (
+    MOST_CARDS,
+    WHOLE_CORES_PERCENT,
+    Placement,
+    PodRequest,
+    Share,
+    place_shares,
+)
 from hami_dra.policy.written import Number, Written, find_keys
 
 _BYTE_SUFFIXES: Final = ("Mi", "Gi", "Ti", "Pi", "Ei")
@@ -23,12 +32,14 @@ _MOST_MIB: Final = 2**31 - 1
 _WHOLE_PERCENT: Final = 100
 
 
-def read_pod(pod: PodView, settings: NvidiaSettings) -> PodRequest | None:
+def read_pod(pod: PodView, admission: AdmissionSettings) -> PodRequest | None:
     """Read what a pod asks for; ``None`` if it has none of the keys.
 
     Raises:
-        UserError: A number that means nothing, by its path.
+        UserError: A number that means nothing, or an annotation that cannot be fulfilled, by its
+            path.
     """
+    settings = admission.nvidia
     original: dict[str, dict[str, dict[str, Any]]] = {}
     warnings: list[str] = []
     beside: list[Share] = []
@@ -43,9 +54,24 @@ def read_pod(pod: PodView, settings: NvidiaSettings) -> PodRequest | None:
             (beside if place.runs_beside_others else before).append(share)
     if not original:
         return None
+    placement = Placement()
+    if beside or before:
+        annotations = pod.metadata.annotations or {}
+        wishes = read_wishes(annotations, admission.default_scheduler_policy)
+        warnings += wishes.warnings
+        placement = wishes.placement
+        if wishes.alone:
+            beside, before = (
+                [replace(share, exclusive=True) for share in shares] for shares in (beside, before)
+            )
     shares, uses = place_shares(beside, before)
     return PodRequest(
-        shares=shares, uses=uses, original=original, keys=settings.keys, warnings=tuple(warnings)
+        shares=shares,
+        uses=uses,
+        original=original,
+        keys=settings.keys,
+        warnings=tuple(warnings),
+        placement=placement,
     )
 
 

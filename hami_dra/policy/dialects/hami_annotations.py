@@ -1,0 +1,178 @@
+"""HAMi's annotations: which cards a pod wants, and how it should be placed.
+
+Meaning: HAMi v2.10 ``pkg/device/devices.go`` (CheckType, CheckUUID), ``pkg/device/nvidia``
+(checkType, assertNuma) and ``pkg/scheduler/policy``. What the stock scheduler cannot do is told
+in a warning (docs/decisions/0011-annotations.md).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from hami_dra.contract.errors import UserError
+from hami_dra.contract.names import (
+    ANNOTATION_GPU_POLICY,
+    ANNOTATION_MODE,
+    ANNOTATION_NODE_POLICY,
+    ANNOTATION_NOUSE_TYPE,
+    ANNOTATION_NOUSE_UUID,
+    ANNOTATION_NUMA_BIND,
+    ANNOTATION_SCORING_WEIGHTS,
+    ANNOTATION_USE_TYPE,
+    ANNOTATION_USE_UUID,
+    ANNOTATIONS_OF_SCHEDULER,
+    ATTR_STD_NUMA_NODE,
+    ATTR_STD_PCIE_ROOT,
+)
+from hami_dra.contract.settings import SchedulerPolicy
+from hami_dra.policy.request import NodePolicy, Placement
+from hami_dra.policy.selectors import negate, product_contains, uuid_among
+from hami_dra.policy.truth import parse_bool
+
+_OUR_MODE: Final = "hami-core"
+_MOST_ENTRIES: Final = 64
+"""Each costs the scheduler a comparison for each card."""
+_MOST_CEL_BYTES: Final = 10 << 10
+"""resource.k8s.io/v1 validation."""
+_NEAR: Final = {"numa": ATTR_STD_NUMA_NODE, "topology-aware": ATTR_STD_PCIE_ROOT}
+_GPU_POLICIES: Final = ("binpack", "spread", "mutex", *_NEAR)
+_NODE_POLICIES: Final = ("binpack", "spread")
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the annotations say.
+
+    Attributes:
+        placement: Where the cards should be.
+        alone: Each card should have no other share (policy ``mutex``).
+        warnings: What has no, or another effect.
+    """
+
+    placement: Placement
+    alone: bool
+    warnings: tuple[str, ...]
+
+
+def read_wishes(annotations: Mapping[str, str], defaults: SchedulerPolicy) -> Wishes:
+    """Read a pod's annotations.
+
+    Args:
+        annotations: All that the pod has.
+        defaults: The policies of pods that do not say one.
+
+    Raises:
+        UserError: A wish that no card can ever fulfil, or a list that is too long.
+    """
+    warnings: list[str] = []
+    _check_mode(annotations)
+    gpu_policies = _read_gpu_policies(annotations, defaults, warnings)
+    near = next((_NEAR[policy] for policy in gpu_policies if policy in _NEAR), "")
+    order = next((policy for policy in gpu_policies if policy in _NODE_POLICIES), "")
+    placement = Placement(
+        selectors=tuple(_list_selectors(annotations)),
+        one_numa_node=_read_numa_bind(annotations, warnings),
+        near=near,
+        spread_cards=order == "spread",
+        nodes=_read_node_policy(annotations, defaults, warnings),
+    )
+    if ANNOTATION_SCORING_WEIGHTS in annotations:
+        warnings.append(
+            f"{_path(ANNOTATION_SCORING_WEIGHTS)}: has no effect; the scheduler gives cards no "
+            "scores"
+        )
+    stale = sorted(key for key in annotations if key.startswith(ANNOTATIONS_OF_SCHEDULER))
+    if stale:
+        warnings.append(
+            f"{_path(stale[0])}: is a result that HAMi's scheduler writes, and is not read"
+        )
+    return Wishes(placement, "mutex" in gpu_policies, tuple(warnings))
+
+
+def split_list(text: str) -> list[str]:
+    """Return the entries of a comma list, trimmed, without empty ones."""
+    return [entry for part in text.split(",") if (entry := part.strip())]
+
+
+def _path(key: str) -> str:
+    return f'metadata.annotations["{key}"]'
+
+
+def _list_selectors(annotations: Mapping[str, str]) -> Iterator[str]:
+    for key, build, refused in (
+        (ANNOTATION_USE_TYPE, product_contains, False),
+        (ANNOTATION_NOUSE_TYPE, product_contains, True),
+        (ANNOTATION_USE_UUID, uuid_among, False),
+        (ANNOTATION_NOUSE_UUID, uuid_among, True),
+    ):
+        entries = list(dict.fromkeys(split_list(annotations.get(key, ""))))
+        if not entries:
+            continue
+        if len(entries) > _MOST_ENTRIES:
+            raise UserError(
+                f"has {len(entries)} entries; at most {_MOST_ENTRIES} can be looked for",
+                field=_path(key),
+            )
+        expression = negate(build(entries)) if refused else build(entries)
+        if len(expression.encode()) > _MOST_CEL_BYTES:
+            raise UserError(
+                f"is too long; a condition on cards has at most {_MOST_CEL_BYTES} bytes",
+                field=_path(key),
+            )
+        yield expression
+
+
+def _check_mode(annotations: Mapping[str, str]) -> None:
+    mode = annotations.get(ANNOTATION_MODE, "").strip()
+    # HAMi looks for the card's mode inside the annotation: "hami-core,mig" is either.
+    if mode and _OUR_MODE not in mode:
+        raise UserError(
+            f"is {mode[:63]!r}, but every card here is shared in mode {_OUR_MODE!r}; remove the "
+            "annotation, or add that mode to it",
+            field=_path(ANNOTATION_MODE),
+        )
+
+
+def _read_numa_bind(annotations: Mapping[str, str], warnings: list[str]) -> bool:
+    text = annotations.get(ANNOTATION_NUMA_BIND)
+    if text is None:
+        return False
+    bound = parse_bool(text)
+    if bound is None:
+        warnings.append(
+            f"{_path(ANNOTATION_NUMA_BIND)}: {text[:63]!r} is neither true nor false, and so "
+            "has no effect"
+        )
+    return bool(bound)
+
+
+def _read_gpu_policies(
+    annotations: Mapping[str, str], defaults: SchedulerPolicy, warnings: list[str]
+) -> list[str]:
+    text = annotations.get(ANNOTATION_GPU_POLICY)
+    policies = split_list(defaults.gpu_scheduler_policy if text is None else text)
+    unknown = [policy for policy in policies if policy not in _GPU_POLICIES]
+    if unknown:
+        warnings.append(
+            f"{_path(ANNOTATION_GPU_POLICY)}: {unknown[0][:63]!r} is no policy (they are "
+            f"{', '.join(_GPU_POLICIES)}) and has no effect"
+        )
+    if "topology-aware" in policies and text is not None:
+        warnings.append(
+            f"{_path(ANNOTATION_GPU_POLICY)}: the scheduler does not know the links between "
+            "cards; several cards below one PCIe root are preferred, a single card is any"
+        )
+    return policies
+
+
+def _read_node_policy(
+    annotations: Mapping[str, str], defaults: SchedulerPolicy, warnings: list[str]
+) -> NodePolicy:
+    text = annotations.get(ANNOTATION_NODE_POLICY)
+    if text is None:
+        return defaults.node_scheduler_policy
+    if text not in _NODE_POLICIES:
+        warnings.append(
+            f"{_path(ANNOTATION_NODE_POLICY)}: {text[:63]!r} is no policy; taken as 'binpack'"
+        )
+    return "spread" if text == "spread" else "binpack"
