@@ -26,10 +26,19 @@ class SecurityContext(msgspec.Struct, frozen=True):
     privileged: bool | None = None
 
 
+class EnvVar(msgspec.Struct, frozen=True, rename="camel"):
+    """One of ``container.env``."""
+
+    name: str = ""
+    value: str | None = None
+    value_from: Any = None
+
+
 class Container(msgspec.Struct, frozen=True, rename="camel"):
     """One container or init container."""
 
     name: str = ""
+    env: list[EnvVar] | None = None
     resources: Resources | None = None
     security_context: SecurityContext | None = None
     restart_policy: str | None = None

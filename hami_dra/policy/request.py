@@ -3,10 +3,37 @@
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from hami_dra.contract.claimconfig import CorePolicy
+
 MOST_CARDS: Final = 32
 """Results in one claim's allocation (resource.k8s.io/v1 validation)."""
 WHOLE_CORES_PERCENT: Final = 100
+_USUAL_PRIORITY: Final = 1
+"""HAMi-core's, where nothing is said."""
 NodePolicy = Literal["", "binpack", "spread"]
+
+
+@dataclass(frozen=True, slots=True)
+class Enforcement:
+    """How the limits of a share are held.
+
+    Attributes:
+        priority: 0 before 1 before 2, among the tasks of a card; ``None`` is 1.
+        core_policy: When compute is throttled; ``None`` for the library's default.
+        control: Whether the limits are held at all.
+    """
+
+    priority: int | None = None
+    core_policy: CorePolicy | None = None
+    control: bool = True
+
+    def covers(self, other: "Enforcement") -> bool:
+        """Whether nothing is lost, and no limit, by taking this instead of the other."""
+        return (
+            self.control == other.control
+            and self.core_policy == other.core_policy
+            and _rank(self.priority) <= _rank(other.priority)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +49,7 @@ class Share:
         cores_percent: Reserved share of the multiprocessors; 0 neither reserves nor throttles.
         exclusive: Nobody else may use the card: its whole memory is consumed, whatever
             ``memory_mib`` enforces.
+        enforcement: How the limits are held.
     """
 
     container: str
@@ -30,6 +58,7 @@ class Share:
     memory_percent: int | None = None
     cores_percent: int = 0
     exclusive: bool = False
+    enforcement: Enforcement = Enforcement()
 
     def covers(self, other: "Share") -> bool:
         """Whether a container that wants ``other`` loses nothing by using this share instead.
@@ -45,6 +74,7 @@ class Share:
             and self._has_memory_for(other)
             and enough_cores
             and (self.exclusive or not other.exclusive)
+            and self.enforcement.covers(other.enforcement)
         )
 
     def _has_memory_for(self, other: "Share") -> bool:
@@ -118,6 +148,10 @@ def place_shares(
             shares.append(share)
             uses[share.container] = share.container
     return tuple(shares), uses
+
+
+def _rank(priority: int | None) -> int:
+    return _USUAL_PRIORITY if priority is None else priority
 
 
 def _size(share: Share) -> tuple[bool, float, int]:

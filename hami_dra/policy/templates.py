@@ -149,6 +149,9 @@ def _config(share: Share, sizes: Collection[int]) -> Iterator[dict[str, Any]]:
         kind=CONFIG_KIND,
         memory_limit_mib=share.memory_mib if share.exclusive else None,
         memory_limit_percent=share.memory_percent if needs_limit(share, sizes) else None,
+        priority=share.enforcement.priority,
+        core_policy=share.enforcement.core_policy,
+        disable_control=not share.enforcement.control,
     )
     if config == _NO_CONFIG:
         return

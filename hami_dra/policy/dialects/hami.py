@@ -4,8 +4,6 @@ Meaning, case by case: HAMi v2.10 ``pkg/device/nvidia/device.go`` (MutateAdmissi
 GenerateResourceRequests, defaultExclusiveCoreIfNeeded). Where HAMi drops a wrong number and lets
 the pod run without a limit, we deny it. The names of the keys, and what holds where they are
 silent, are the operator's (`NvidiaSettings`).
-
-``priority`` only orders work inside a card and is not carried yet: it is removed with a warning.
 """
 
 from dataclasses import replace
@@ -15,10 +13,12 @@ from hami_dra.contract.errors import UserError
 from hami_dra.contract.quantity import MIB
 from hami_dra.contract.settings import AdmissionSettings, NvidiaSettings
 from hami_dra.policy.dialects.hami_annotations import read_wishes
+from hami_dra.policy.dialects.hami_env import read_control, read_core_policy
 from hami_dra.policy.podview import Place, PodView, list_places
 from hami_dra.policy.request import (
     MOST_CARDS,
     WHOLE_CORES_PERCENT,
+    Enforcement,
     Placement,
     PodRequest,
     Share,
@@ -29,6 +29,7 @@ from hami_dra.policy.written import Number, Written, find_keys
 _BYTE_SUFFIXES: Final = ("Mi", "Gi", "Ti", "Pi", "Ei")
 _MOST_MIB: Final = 2**31 - 1
 """HAMi keeps the number in an int32."""
+_MOST_PRIORITY: Final = 2**31 - 1
 _WHOLE_PERCENT: Final = 100
 
 
@@ -87,9 +88,6 @@ class _Reader:
     def read_share(self) -> Share | None:
         """Return what the container wants, ``None`` for no card."""
         settings = self._settings
-        priority = self._written.field(settings.resource_priority_name)
-        if priority is not None:
-            self._warnings.append(f"{priority}: is not supported yet and has no effect")
         memory = self._read_memory()
         percentage = self._read_percentage()
         cores = self._read_cores()
@@ -112,6 +110,11 @@ class _Reader:
             memory_percent=percent,
             cores_percent=cores_percent,
             exclusive=cores_percent == WHOLE_CORES_PERCENT,
+            enforcement=Enforcement(
+                priority=self._read_priority(),
+                core_policy=read_core_policy(self._place, settings.gpu_core_policy, self._warnings),
+                control=read_control(self._place, self._warnings),
+            ),
         )
 
     def _count_cards(self, said: list[Number]) -> int:
@@ -124,6 +127,20 @@ class _Reader:
                 field=cards.field,
             )
         return cards.value
+
+    def _read_priority(self) -> int | None:
+        key = self._settings.resource_priority_name
+        # HAMi looks at limits only.
+        limits = self._written.lists.get("limits", {})
+        priority = Written(self._place, {"limits": limits}).read(key)
+        if priority is None:
+            return None
+        if priority.value > _MOST_PRIORITY:
+            raise UserError(
+                f"is {priority.value}; write a number from 0 (first) to {_MOST_PRIORITY}",
+                field=priority.field,
+            )
+        return priority.value
 
     def _read_cores(self) -> Number | None:
         cores = self._written.read(self._settings.resource_core_name)

@@ -17,7 +17,10 @@ def _pod(row: dict[str, Any]) -> dict[str, Any]:
         for key in ("limits", "requests")
         if key in row
     }
+    env = [{"name": name, "value": value} for name, value in row.get("env", {}).items()]
     container = {"name": "main", "resources": resources, **row.get("container", {})}
+    if env:
+        container["env"] = env
     spec = {"containers": [container], **row.get("pod", {})}
     return {"metadata": {"name": "p"}, "spec": spec}
 
@@ -44,10 +47,11 @@ def test_numbers_mean_what_they_mean_in_hami(row: dict[str, Any]) -> None:
     exactly = devices["requests"][0]["exactly"]
     capacity = exactly["capacity"]["requests"]
     assert {"cards": exactly["count"], **capacity} == {"slots": "1", **row["request"]}
-    config = [
-        entry["opaque"]["parameters"]["memoryLimitMiB"] for entry in devices.get("config", [])
-    ]
-    assert config == ([row["limit_mib"]] if "limit_mib" in row else [])
+    config = [entry["opaque"]["parameters"] for entry in devices.get("config", [])]
+    kind = {"apiVersion": "gpu.project-hami.io/v1alpha1", "kind": "ShareConfig"}
+    limit = {"memoryLimitMiB": row["limit_mib"]} if "limit_mib" in row else {}
+    expected = {**limit, **row.get("config", {})}
+    assert config == ([{**kind, **expected}] if expected else [])
     distinct = [{"distinctAttribute": f"{DRIVER_NAME}/uuid", "requests": ["main"]}]
     assert devices.get("constraints", []) == (distinct if exactly["count"] > 1 else [])
 

@@ -11,7 +11,7 @@ from hami_dra.contract.errors import UserError
 from hami_dra.contract.settings import DEFAULT_SETTINGS
 from hami_dra.policy.podpatch import diff
 from hami_dra.policy.podplan import PodPlan, plan_pod
-from hami_dra.policy.request import Share, place_shares
+from hami_dra.policy.request import Enforcement, Share, place_shares
 
 KEYS = DEFAULT_SETTINGS.nvidia.keys
 _NAMES = st.sampled_from(["a", "b", "c", "with-dash", "x" * 63])
@@ -133,6 +133,12 @@ _SHARES = st.builds(
     memory_mib=st.none() | st.integers(1, 3),
     cores_percent=st.sampled_from([0, 30, 100]),
     exclusive=st.booleans(),
+    enforcement=st.builds(
+        Enforcement,
+        priority=st.none() | st.integers(0, 2),
+        core_policy=st.sampled_from([None, "force"]),
+        control=st.booleans(),
+    ),
 )
 
 
@@ -149,6 +155,7 @@ def test_a_covering_share_never_gives_less(a: Share, b: Share) -> None:
         assert a.memory_mib is None or (b.memory_mib or 99) <= a.memory_mib
         assert a.cores_percent >= b.cores_percent
         assert a.exclusive or not b.exclusive
+        assert a.enforcement.control == b.enforcement.control
 
 
 def test_the_smallest_covering_share_is_taken() -> None:

@@ -13,7 +13,10 @@ from tests.unit.policy.golden import load_cases, name_case
 @pytest.mark.parametrize("row", load_cases("hami/settings.yaml"), ids=name_case)
 def test_settings_mean_what_they_mean_in_hami(row: dict[str, Any]) -> None:
     settings = decode_settings({"nvidia": row["nvidia"]})
-    pod = {"spec": {"containers": [{"name": "main", "resources": {"limits": row["limits"]}}]}}
+    container: dict[str, Any] = {"name": "main", "resources": {"limits": row["limits"]}}
+    if "env" in row:
+        container["env"] = [{"name": "GPU_CORE_UTILIZATION_POLICY", "value": row["env"]}]
+    pod = {"spec": {"containers": [container]}}
     if "refused" in row:
         with pytest.raises(UserError) as caught:
             plan_pod(pod, settings)
@@ -33,5 +36,8 @@ def test_settings_mean_what_they_mean_in_hami(row: dict[str, Any]) -> None:
     exactly = devices["requests"][0]["exactly"]
     asked = {"cards": exactly["count"], **exactly["capacity"]["requests"]}
     assert asked == {"slots": "1", **row["request"]}
-    limits = [c["opaque"]["parameters"]["memoryLimitMiB"] for c in devices.get("config", [])]
-    assert limits == ([row["limit_mib"]] if "limit_mib" in row else [])
+    config = [entry["opaque"]["parameters"] for entry in devices.get("config", [])]
+    names = {"memoryLimitMiB": "limit_mib", "corePolicy": "core_policy"}
+    expected = {key: row[name] for key, name in names.items() if name in row}
+    kind = {"apiVersion": "gpu.project-hami.io/v1alpha1", "kind": "ShareConfig"}
+    assert config == ([{**kind, **expected}] if expected else [])
