@@ -22,6 +22,7 @@ from hami_dra.contract.settings import DEFAULT_SETTINGS, AdmissionSettings
 from hami_dra.policy import podpatch
 from hami_dra.policy.dialects import hami
 from hami_dra.policy.fit import NodeCards, list_sizes
+from hami_dra.policy.hiding import hide_cards
 from hami_dra.policy.percentage import list_alternatives, warn_percentage
 from hami_dra.policy.placement import choose_index, warn_preferences
 from hami_dra.policy.podview import PodView, list_places, view_pod
@@ -60,7 +61,7 @@ def plan_pod(
     nodes: Collection[NodeCards] | None = (),
     rotation: int = 0,
 ) -> PodPlan | None:
-    """Decide about a pod; ``None`` if it has no GPU keys, and so also if it is planned already.
+    """Decide about a pod; ``None`` if there is nothing to do, and so also if it is done already.
 
     Args:
         pod: The pod.
@@ -76,7 +77,7 @@ def plan_pod(
     view = view_pod(pod)
     request = hami.read_pod(view, settings)
     if request is None:
-        return None
+        return _plan_without_keys(pod, view) if settings.nvidia.overwrite_env else None
     source = pod
     original = _find_own_rewrite(view)
     if original is not None:
@@ -97,6 +98,8 @@ def plan_pod(
         )
     name = template["metadata"]["name"] if template else None
     rewritten = podpatch.rewrite_pod(source, request, name)
+    if settings.nvidia.overwrite_env:
+        rewritten = hide_cards(rewritten, view_pod(rewritten), request.uses)
     return PodPlan(
         request=request,
         template=template,
@@ -104,6 +107,15 @@ def plan_pod(
         patch=podpatch.diff(pod, rewritten),
         warnings=tuple(warnings),
     )
+
+
+def _plan_without_keys(pod: Mapping[str, Any], view: PodView) -> PodPlan | None:
+    rewritten = hide_cards(pod, view, ())
+    patch = podpatch.diff(pod, rewritten)
+    if not patch:
+        return None
+    request = PodRequest(shares=(), uses={}, original={}, keys=())
+    return PodPlan(request=request, template=None, pod=rewritten, patch=patch, warnings=())
 
 
 def _list_sizes(request: PodRequest, nodes: Collection[NodeCards] | None) -> tuple[int, ...]:

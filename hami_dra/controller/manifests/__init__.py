@@ -20,6 +20,8 @@ _OBJECTS: Final = (
 )
 _GPU_KEYS: Final = "GPU_KEYS"
 """Stands in an expression for the list of resource names."""
+_OTHER_PODS_SECONDS: Final = 2
+"""How long a pod that asks for no card may be held up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,25 @@ def render_objects(
             webhook["clientConfig"] = address.client_config(path, ca_bundle)
             for condition in webhook["matchConditions"]:
                 condition["expression"] = condition["expression"].replace(_GPU_KEYS, keys)
+        if resource is MUTATING_WEBHOOKS and admission.nvidia.overwrite_env:
+            body["webhooks"].append(_see_other_pods(body["webhooks"][0]))
         yield resource, body
+
+
+def _see_other_pods(webhook: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a second webhook, for the pods that the first one does not see.
+
+    They only get an environment variable, so nobody's pod is kept out when it cannot be had.
+    """
+    (condition,) = webhook["matchConditions"]
+    expression = f"!({condition['expression']})"
+    return {
+        **webhook,
+        "name": f"other-{webhook['name']}",
+        "failurePolicy": "Ignore",
+        "timeoutSeconds": _OTHER_PODS_SECONDS,
+        "matchConditions": [{"name": "has-no-gpu-keys", "expression": expression}],
+    }
 
 
 def _load(file: str) -> dict[str, Any]:

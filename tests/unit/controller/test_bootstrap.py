@@ -120,6 +120,18 @@ def test_renamed_resources_reach_the_webhook(tmp_path: Path) -> None:
     assert body == pods
 
 
+def test_other_pods_are_seen_only_to_hide_cards_and_never_kept_out() -> None:
+    admission = decode_settings({"nvidia": {"overwriteEnv": True}})
+    _, (_, body), _ = render_objects(WebhookAddress(), b"", admission)
+    pods, others = body["webhooks"]
+    assert others["name"] == "other-pods.gpu.project-hami.io"
+    assert (pods["failurePolicy"], others["failurePolicy"]) == ("Fail", "Ignore")
+    (condition,) = pods["matchConditions"]
+    (opposite,) = others["matchConditions"]
+    assert opposite["expression"] == f"!({condition['expression']})"
+    assert others["namespaceSelector"] == pods["namespaceSelector"]
+
+
 def test_the_command_prints_them() -> None:
     result = CliRunner().invoke(controller, ["manifests"])
     assert [body["kind"] for body in yaml.safe_load_all(result.output)] == [
