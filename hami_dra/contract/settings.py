@@ -20,6 +20,7 @@ from hami_dra.contract.names import (
     RESOURCE_PRIORITY,
 )
 
+DialectName = Literal["hami", "volcano"]
 _QUALIFIED_NAME: Final = re.compile(
     r"(?=.{1,253}/)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
     r"/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
@@ -90,8 +91,15 @@ class SchedulerPolicy(
 class AdmissionSettings(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"
 ):
-    """The configuration file of admission."""
+    """The configuration file of admission.
 
+    Attributes:
+        dialects: Whose words for fractional GPUs are understood.
+        nvidia: What HAMi's words mean.
+        default_scheduler_policy: Where pods go that do not say it.
+    """
+
+    dialects: tuple[DialectName, ...] = ("hami",)
     nvidia: NvidiaSettings = NvidiaSettings()
     default_scheduler_policy: SchedulerPolicy = SchedulerPolicy()
 
@@ -118,6 +126,8 @@ def decode_settings(value: Any) -> AdmissionSettings:
     except msgspec.ValidationError as error:
         raise UserError(f"is not an admission configuration: {error}") from error
     nvidia = settings.nvidia
+    if not settings.dialects or len(set(settings.dialects)) < len(settings.dialects):
+        raise UserError("names no dialect, or one of them twice", field="dialects")
     for policy in settings.default_scheduler_policy.gpu_scheduler_policy.split(","):
         if policy.strip() not in _GPU_POLICIES:
             raise UserError(

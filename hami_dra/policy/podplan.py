@@ -20,7 +20,7 @@ from hami_dra.contract.names import (
 )
 from hami_dra.contract.settings import DEFAULT_SETTINGS, AdmissionSettings
 from hami_dra.policy import podpatch
-from hami_dra.policy.dialects import hami
+from hami_dra.policy.dialects import read_request
 from hami_dra.policy.fit import NodeCards, list_sizes
 from hami_dra.policy.hiding import hide_cards
 from hami_dra.policy.percentage import list_alternatives, warn_percentage
@@ -75,14 +75,14 @@ def plan_pod(
         RetryError: It asks for a percentage before the published cards are known.
     """
     view = view_pod(pod)
-    request = hami.read_pod(view, settings)
+    request = read_request(view, settings)
     if request is None:
         return _plan_without_keys(pod, view) if settings.nvidia.overwrite_env else None
     source = pod
     original = _find_own_rewrite(view)
     if original is not None:
         source = podpatch.restore_pod(pod, original)
-        request = hami.read_pod(view_pod(source), settings) or request
+        request = read_request(view_pod(source), settings) or request
     warnings = list(request.warnings)
     template = None
     if request.shares:

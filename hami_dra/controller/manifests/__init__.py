@@ -11,6 +11,7 @@ import yaml
 from hami_dra.contract.settings import DEFAULT_SETTINGS, AdmissionSettings
 from hami_dra.kube import Resource
 from hami_dra.kube.objects import DEVICE_CLASSES, MUTATING_WEBHOOKS, VALIDATING_WEBHOOKS
+from hami_dra.policy.dialects import list_keys
 from hami_dra.policy.selectors import quote
 
 _OBJECTS: Final = (
@@ -61,7 +62,7 @@ def render_objects(
 
     The class comes first: a pod admitted before it exists would wait for it.
     """
-    keys = f"[{', '.join(quote(key) for key in admission.nvidia.keys)}]"
+    keys = f"[{', '.join(quote(key) for key in list_keys(admission))}]"
     for resource, file, path in _OBJECTS:
         body = _load(file)
         for webhook in body.get("webhooks", ()):

@@ -1,4 +1,58 @@
 """Ways in which people write a fractional GPU, one small module each.
 
-Every dialect turns a `PodView` into a `PodRequest`; nothing above it knows who spoke which.
+Every dialect turns a `PodView` into a `PodRequest`; nothing above it knows who spoke which. Those
+that are switched on are tried together, because a pod that speaks two means two things.
 """
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from hami_dra.contract.errors import UserError
+from hami_dra.contract.settings import AdmissionSettings, DialectName
+from hami_dra.policy.dialects import hami, volcano
+from hami_dra.policy.podview import PodView
+from hami_dra.policy.request import PodRequest
+
+
+@dataclass(frozen=True, slots=True)
+class _Dialect:
+    list_keys: Callable[[AdmissionSettings], tuple[str, ...]]
+    read_pod: Callable[[PodView, AdmissionSettings], PodRequest | None]
+
+
+_DIALECTS: Final[Mapping[DialectName, _Dialect]] = {
+    "hami": _Dialect(hami.list_keys, hami.read_pod),
+    "volcano": _Dialect(volcano.list_keys, volcano.read_pod),
+}
+
+
+def list_keys(admission: AdmissionSettings) -> tuple[str, ...]:
+    """Return the resources of all dialects that are switched on."""
+    return tuple(key for name in admission.dialects for key in _DIALECTS[name].list_keys(admission))
+
+
+def read_request(pod: PodView, admission: AdmissionSettings) -> PodRequest | None:
+    """Read what a pod asks for, in whichever dialect; ``None`` if in none.
+
+    Raises:
+        UserError: It speaks two dialects, or one of them wrongly.
+    """
+    found = {
+        name: request
+        for name in admission.dialects
+        if (request := _DIALECTS[name].read_pod(pod, admission)) is not None
+    }
+    if len(found) > 1:
+        said = [f"{name} ({_find_key(request)})" for name, request in found.items()]
+        raise UserError(
+            f"the pod asks for GPUs in the words of {' and '.join(said)}; write it in one of them",
+            field="spec",
+        )
+    return next(iter(found.values()), None)
+
+
+def _find_key(request: PodRequest) -> str:
+    container, lists = next(iter(request.original.items()))
+    key = next(key for values in lists.values() for key in values)
+    return f"{key} in container {container!r}"

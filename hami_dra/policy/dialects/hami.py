@@ -33,6 +33,11 @@ _MOST_PRIORITY: Final = 2**31 - 1
 _WHOLE_PERCENT: Final = 100
 
 
+def list_keys(admission: AdmissionSettings) -> tuple[str, ...]:
+    """Return the resources that this dialect reads."""
+    return admission.nvidia.keys
+
+
 def read_pod(pod: PodView, admission: AdmissionSettings) -> PodRequest | None:
     """Read what a pod asks for; ``None`` if it has none of the keys.
 

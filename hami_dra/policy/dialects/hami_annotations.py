@@ -5,7 +5,7 @@ Meaning: HAMi v2.10 ``pkg/device/devices.go`` (CheckType, CheckUUID), ``pkg/devi
 in a warning (docs/decisions/0011-annotations.md).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,15 +25,18 @@ from hami_dra.contract.names import (
     ATTR_STD_PCIE_ROOT,
 )
 from hami_dra.contract.settings import SchedulerPolicy
+from hami_dra.policy.dialects.cardlists import CardList, list_selectors, locate, split_list
 from hami_dra.policy.request import NodePolicy, Placement
-from hami_dra.policy.selectors import negate, product_contains, uuid_among
+from hami_dra.policy.selectors import product_contains, uuid_among
 from hami_dra.policy.truth import parse_bool
 
 _OUR_MODE: Final = "hami-core"
-_MOST_ENTRIES: Final = 64
-"""Each costs the scheduler a comparison for each card."""
-_MOST_CEL_BYTES: Final = 10 << 10
-"""resource.k8s.io/v1 validation."""
+_CARD_LISTS: Final = (
+    CardList(ANNOTATION_USE_TYPE, product_contains),
+    CardList(ANNOTATION_NOUSE_TYPE, product_contains, refused=True),
+    CardList(ANNOTATION_USE_UUID, uuid_among),
+    CardList(ANNOTATION_NOUSE_UUID, uuid_among, refused=True),
+)
 _NEAR: Final = {"numa": ATTR_STD_NUMA_NODE, "topology-aware": ATTR_STD_PCIE_ROOT}
 _GPU_POLICIES: Final = ("binpack", "spread", "mutex", *_NEAR)
 _NODE_POLICIES: Final = ("binpack", "spread")
@@ -70,7 +73,7 @@ def read_wishes(annotations: Mapping[str, str], defaults: SchedulerPolicy) -> Wi
     near = next((_NEAR[policy] for policy in gpu_policies if policy in _NEAR), "")
     order = next((policy for policy in gpu_policies if policy in _NODE_POLICIES), "")
     placement = Placement(
-        selectors=tuple(_list_selectors(annotations)),
+        selectors=tuple(list_selectors(annotations, _CARD_LISTS)),
         one_numa_node=_read_numa_bind(annotations, warnings),
         near=near,
         spread_cards=order == "spread",
@@ -78,48 +81,15 @@ def read_wishes(annotations: Mapping[str, str], defaults: SchedulerPolicy) -> Wi
     )
     if ANNOTATION_SCORING_WEIGHTS in annotations:
         warnings.append(
-            f"{_path(ANNOTATION_SCORING_WEIGHTS)}: has no effect; the scheduler gives cards no "
+            f"{locate(ANNOTATION_SCORING_WEIGHTS)}: has no effect; the scheduler gives cards no "
             "scores"
         )
     stale = sorted(key for key in annotations if key.startswith(ANNOTATIONS_OF_SCHEDULER))
     if stale:
         warnings.append(
-            f"{_path(stale[0])}: is a result that HAMi's scheduler writes, and is not read"
+            f"{locate(stale[0])}: is a result that HAMi's scheduler writes, and is not read"
         )
     return Wishes(placement, "mutex" in gpu_policies, tuple(warnings))
-
-
-def split_list(text: str) -> list[str]:
-    """Return the entries of a comma list, trimmed, without empty ones."""
-    return [entry for part in text.split(",") if (entry := part.strip())]
-
-
-def _path(key: str) -> str:
-    return f'metadata.annotations["{key}"]'
-
-
-def _list_selectors(annotations: Mapping[str, str]) -> Iterator[str]:
-    for key, build, refused in (
-        (ANNOTATION_USE_TYPE, product_contains, False),
-        (ANNOTATION_NOUSE_TYPE, product_contains, True),
-        (ANNOTATION_USE_UUID, uuid_among, False),
-        (ANNOTATION_NOUSE_UUID, uuid_among, True),
-    ):
-        entries = list(dict.fromkeys(split_list(annotations.get(key, ""))))
-        if not entries:
-            continue
-        if len(entries) > _MOST_ENTRIES:
-            raise UserError(
-                f"has {len(entries)} entries; at most {_MOST_ENTRIES} can be looked for",
-                field=_path(key),
-            )
-        expression = negate(build(entries)) if refused else build(entries)
-        if len(expression.encode()) > _MOST_CEL_BYTES:
-            raise UserError(
-                f"is too long; a condition on cards has at most {_MOST_CEL_BYTES} bytes",
-                field=_path(key),
-            )
-        yield expression
 
 
 def _check_mode(annotations: Mapping[str, str]) -> None:
@@ -129,7 +99,7 @@ def _check_mode(annotations: Mapping[str, str]) -> None:
         raise UserError(
             f"is {mode[:63]!r}, but every card here is shared in mode {_OUR_MODE!r}; remove the "
             "annotation, or add that mode to it",
-            field=_path(ANNOTATION_MODE),
+            field=locate(ANNOTATION_MODE),
         )
 
 
@@ -140,7 +110,7 @@ def _read_numa_bind(annotations: Mapping[str, str], warnings: list[str]) -> bool
     bound = parse_bool(text)
     if bound is None:
         warnings.append(
-            f"{_path(ANNOTATION_NUMA_BIND)}: {text[:63]!r} is neither true nor false, and so "
+            f"{locate(ANNOTATION_NUMA_BIND)}: {text[:63]!r} is neither true nor false, and so "
             "has no effect"
         )
     return bool(bound)
@@ -154,12 +124,12 @@ def _read_gpu_policies(
     unknown = [policy for policy in policies if policy not in _GPU_POLICIES]
     if unknown:
         warnings.append(
-            f"{_path(ANNOTATION_GPU_POLICY)}: {unknown[0][:63]!r} is no policy (they are "
+            f"{locate(ANNOTATION_GPU_POLICY)}: {unknown[0][:63]!r} is no policy (they are "
             f"{', '.join(_GPU_POLICIES)}) and has no effect"
         )
     if "topology-aware" in policies and text is not None:
         warnings.append(
-            f"{_path(ANNOTATION_GPU_POLICY)}: the scheduler does not know the links between "
+            f"{locate(ANNOTATION_GPU_POLICY)}: the scheduler does not know the links between "
             "cards; several cards below one PCIe root are preferred, a single card is any"
         )
     return policies
@@ -173,6 +143,6 @@ def _read_node_policy(
         return defaults.node_scheduler_policy
     if text not in _NODE_POLICIES:
         warnings.append(
-            f"{_path(ANNOTATION_NODE_POLICY)}: {text[:63]!r} is no policy; taken as 'binpack'"
+            f"{locate(ANNOTATION_NODE_POLICY)}: {text[:63]!r} is no policy; taken as 'binpack'"
         )
     return "spread" if text == "spread" else "binpack"

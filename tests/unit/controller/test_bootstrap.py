@@ -120,6 +120,15 @@ def test_renamed_resources_reach_the_webhook(tmp_path: Path) -> None:
     assert body == pods
 
 
+def test_the_words_of_other_dialects_reach_the_webhook_when_they_are_on() -> None:
+    admission = decode_settings({"dialects": ["hami", "volcano"]})
+    _, (_, body), _ = render_objects(WebhookAddress(), b"", admission)
+    condition = body["webhooks"][0]["matchConditions"][0]["expression"]
+    assert '"nvidia.com/gpu", ' in condition
+    assert '"volcano.sh/vgpu-number"' in condition
+    assert "volcano.sh" not in _webhooks()[0]["matchConditions"][0]["expression"]
+
+
 def test_other_pods_are_seen_only_to_hide_cards_and_never_kept_out() -> None:
     admission = decode_settings({"nvidia": {"overwriteEnv": True}})
     _, (_, body), _ = render_objects(WebhookAddress(), b"", admission)

@@ -1,0 +1,141 @@
+"""Volcano: ``volcano.sh/vgpu-number``, ``vgpu-memory``, ``vgpu-memory-percentage``, ``vgpu-cores``.
+
+Meaning: Volcano ``pkg/scheduler/api/devices`` (ExtractResourceRequest) and ``nvidia/vgpu``. Unlike
+HAMi it reads limits only, lets the percentage win over MiB, ignores init containers, and a card
+without a word about cores is not exclusive.
+"""
+
+from typing import Any, Final
+
+from hami_dra.contract.errors import UserError
+from hami_dra.contract.names import ANNOTATION_NOUSE_TYPE, ANNOTATION_USE_TYPE
+from hami_dra.contract.settings import AdmissionSettings
+from hami_dra.policy.dialects.cardlists import CardList, list_selectors, locate
+from hami_dra.policy.dialects.hami_env import read_control, read_core_policy
+from hami_dra.policy.podview import PodView, list_places
+from hami_dra.policy.request import (
+    MOST_CARDS,
+    WHOLE_CORES_PERCENT,
+    Enforcement,
+    Placement,
+    PodRequest,
+    Share,
+)
+from hami_dra.policy.selectors import product_contains, uuid_among
+from hami_dra.policy.written import Number, Written, find_keys
+
+_NUMBER: Final = "volcano.sh/vgpu-number"
+_MEMORY: Final = "volcano.sh/vgpu-memory"
+_PERCENTAGE: Final = "volcano.sh/vgpu-memory-percentage"
+_CORES: Final = "volcano.sh/vgpu-cores"
+_MODE: Final = "volcano.sh/vgpu-mode"
+_PODGROUP_POLICY: Final = "volcano.sh/vgpu-podgroup-policy"
+_OUR_MODE: Final = "hami-core"
+_WHOLE_PERCENT: Final = 100
+_MOST_MIB: Final = 2**31 - 1
+KEYS: Final = (_NUMBER, _MEMORY, _PERCENTAGE, _CORES)
+_CARD_LISTS: Final = (
+    CardList(ANNOTATION_USE_TYPE, product_contains),
+    CardList(ANNOTATION_NOUSE_TYPE, product_contains, refused=True),
+    CardList("volcano.sh/vgpu-use-gpuuuid", uuid_among),
+    CardList("volcano.sh/vgpu-nouse-gpuuuid", uuid_among, refused=True),
+)
+
+
+def list_keys(admission: AdmissionSettings) -> tuple[str, ...]:
+    """Return the resources that this dialect reads."""
+    del admission
+    return KEYS
+
+
+def read_pod(pod: PodView, admission: AdmissionSettings) -> PodRequest | None:
+    """Read what a pod asks for; ``None`` if it has none of the keys.
+
+    Raises:
+        UserError: A number or an annotation that means nothing, by its path.
+    """
+    original: dict[str, dict[str, dict[str, Any]]] = {}
+    warnings: list[str] = []
+    shares: list[Share] = []
+    for place in list_places(pod):
+        written = find_keys(place, KEYS)
+        if not written.lists:
+            continue
+        original[place.container.name] = written.lists
+        if place.kind == "initContainers":
+            warnings.append(f"{place.path}: Volcano gives init containers no card; none is given")
+            continue
+        share = _read_share(written, admission, warnings)
+        if share is not None:
+            shares.append(share)
+    if not original:
+        return None
+    placement = Placement()
+    if shares:
+        placement = _read_placement(pod.metadata.annotations or {}, warnings)
+    return PodRequest(
+        shares=tuple(shares),
+        uses={share.container: share.container for share in shares},
+        original=original,
+        keys=KEYS,
+        warnings=tuple(warnings),
+        placement=placement,
+    )
+
+
+def _read_share(
+    written: Written, admission: AdmissionSettings, warnings: list[str]
+) -> Share | None:
+    place = written.place
+    limits = Written(place, {"limits": written.lists.get("limits", {})})
+    number, memory = limits.read(_NUMBER), limits.read(_MEMORY)
+    percentage, cores = limits.read(_PERCENTAGE), limits.read(_CORES)
+    if number is None and memory is None:
+        warnings.append(f'{place.path}: without "{_NUMBER}" in limits no card is given')
+        return None
+    cards = 1 if number is None else number.value
+    if cards == 0:
+        return None
+    _check(number, MOST_CARDS)
+    _check(memory, _MOST_MIB)
+    _check(percentage, _WHOLE_PERCENT)
+    _check(cores, WHOLE_CORES_PERCENT)
+    mib, percent = memory.value if memory is not None else 0, 0
+    if percentage is not None and percentage.value:
+        if mib:
+            warnings.append(
+                f"{percentage.field}: {percentage.value} % contradicts {mib} MiB in "
+                f'"{_MEMORY}"; the percentage decides'
+            )
+        mib, percent = 0, percentage.value % _WHOLE_PERCENT
+    cores_percent = cores.value if cores is not None else 0
+    return Share(
+        container=place.container.name,
+        cards=cards,
+        memory_mib=mib or None,
+        memory_percent=percent or None,
+        cores_percent=cores_percent,
+        exclusive=cores_percent == WHOLE_CORES_PERCENT,
+        enforcement=Enforcement(
+            core_policy=read_core_policy(place, admission.nvidia.gpu_core_policy, warnings),
+            control=read_control(place, warnings),
+        ),
+    )
+
+
+def _check(number: Number | None, most: int) -> None:
+    if number is not None and number.value > most:
+        raise UserError(f"is {number.value}; the most is {most}", field=number.field)
+
+
+def _read_placement(annotations: dict[str, str], warnings: list[str]) -> Placement:
+    mode = annotations.get(_MODE, "")
+    if mode not in {"", _OUR_MODE}:
+        raise UserError(
+            f"is {mode[:63]!r}, but every card here is shared in mode {_OUR_MODE!r}; remove the "
+            "annotation",
+            field=locate(_MODE),
+        )
+    if _PODGROUP_POLICY in annotations:
+        warnings.append(f"{locate(_PODGROUP_POLICY)}: is Volcano's own and has no effect")
+    return Placement(selectors=tuple(list_selectors(annotations, _CARD_LISTS)))
