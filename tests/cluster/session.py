@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.cluster import commands, control, identities, plan, states
@@ -13,7 +14,6 @@ from tests.cluster.errors import ClusterError, WaitError
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from tests.cluster.toolchain import Tools
 
@@ -340,9 +340,13 @@ class Session:
         return self.enter_command([program, config, cache, *arguments])
 
     def enter_command(self, argv: Sequence[str], *, pid: bool = False) -> list[str]:
-        """Return the command line that runs ``argv`` in the cluster's namespaces."""
+        """Return the command line that runs ``argv`` in the cluster's namespaces.
+
+        It keeps the working directory, so that relative paths mean what they say.
+        """
         more = ["--pid"] if pid else []
-        return ["nsenter", f"--target={self._pid}", "--mount", "--net", *more, "--", *argv]
+        places = [f"--target={self._pid}", f"--wd={Path.cwd()}", "--mount", "--net"]
+        return ["nsenter", *places, *more, "--", *argv]
 
     def _kubectl(
         self, arguments: Sequence[str], text: str | None, timeout_seconds: float
