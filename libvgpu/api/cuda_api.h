@@ -45,6 +45,9 @@ typedef struct {
 #define CU_GET_PROC_ADDRESS_LEGACY_STREAM 1u
 #define CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM 2u
 
+#define CU_MEM_ATTACH_GLOBAL 1u
+#define CU_MEM_ATTACH_HOST 2u
+
 #define CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT 16
 
 CUresult cuInit(unsigned int flags);
@@ -87,6 +90,11 @@ CUresult cuCtxGetFlags(unsigned int *flags);
 CUresult cuCtxGetApiVersion(CUcontext context, unsigned int *version);
 CUresult cuMemAlloc(CUdeviceptr_v1 *pointer, unsigned int bytes);
 CUresult cuMemAlloc_v2(CUdeviceptr *pointer, size_t bytes);
+CUresult cuMemAllocPitch(CUdeviceptr_v1 *pointer, unsigned int *pitch, unsigned int width,
+			 unsigned int height, unsigned int element);
+CUresult cuMemAllocPitch_v2(CUdeviceptr *pointer, size_t *pitch, size_t width, size_t height,
+			    unsigned int element);
+CUresult cuMemAllocManaged(CUdeviceptr *pointer, size_t bytes, unsigned int flags);
 CUresult cuMemFree(CUdeviceptr_v1 pointer);
 CUresult cuMemFree_v2(CUdeviceptr pointer);
 CUresult cuMemGetInfo(unsigned int *available, unsigned int *total);

@@ -66,6 +66,8 @@ static void set_card(struct sim_card *card, const char *key, char *value)
 		card->memory = strtoull(value, NULL, 10) << 20;
 	} else if (strcmp(key, "context_overhead_mib") == 0) {
 		card->context_overhead = strtoull(value, NULL, 10) << 20;
+	} else if (strcmp(key, "pitch_bytes") == 0) {
+		card->pitch = strtoull(value, NULL, 10);
 	} else if (strcmp(key, "sm_count") == 0) {
 		card->sm_count = atoi(value);
 	} else if (strcmp(key, "numa_node") == 0) {
@@ -125,6 +127,7 @@ int sim_config_read(const char *path, struct sim_config *config)
 			card = &config->cards[config->card_count];
 			card->minor = config->card_count++;
 			card->sm_count = 108;
+			card->pitch = 512;
 			card->cc_major = 8;
 			card->architecture = 7;
 			card->brand = 14;

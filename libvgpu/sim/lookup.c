@@ -105,6 +105,8 @@ static const struct {
 	ONE(cuCtxGetFlags, 7000),
 	ONE(cuCtxGetApiVersion, 3020),
 	TWO(cuMemAlloc, 2000, 3020),
+	TWO(cuMemAllocPitch, 2000, 3020),
+	ONE(cuMemAllocManaged, 6000),
 	TWO(cuMemFree, 2000, 3020),
 	TWO(cuMemGetInfo, 2000, 3020),
 	SECOND(cuMemcpyHtoD, 3020),

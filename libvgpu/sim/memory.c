@@ -111,6 +111,65 @@ SIM CUresult cuMemAlloc(CUdeviceptr_v1 *pointer, unsigned int bytes)
 #endif
 }
 
+SIM CUresult cuMemAllocManaged(CUdeviceptr *pointer, size_t bytes, unsigned int flags)
+{
+	if (flags != CU_MEM_ATTACH_GLOBAL && flags != CU_MEM_ATTACH_HOST)
+		return CUDA_ERROR_INVALID_VALUE;
+	return allocate(pointer, bytes, 0);
+}
+
+static CUresult allocate_rows(CUdeviceptr *pointer, size_t *pitch, size_t width, size_t height,
+			      unsigned int element, int map_flags)
+{
+	CUcontext context;
+	CUresult result = sim_usable(&context);
+	size_t step, row;
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	if (!pointer || !pitch || !width || !height ||
+	    (element != 4 && element != 8 && element != 16))
+		return CUDA_ERROR_INVALID_VALUE;
+	step = sim_config()->cards[context->card].pitch;
+	if (width > SIZE_MAX - step)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	row = (width + step - 1) / step * step;
+	if (height > SIZE_MAX / row)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	result = allocate(pointer, row * height, map_flags);
+	if (result == CUDA_SUCCESS)
+		*pitch = row;
+	return result;
+}
+
+SIM CUresult cuMemAllocPitch_v2(CUdeviceptr *pointer, size_t *pitch, size_t width, size_t height,
+				unsigned int element)
+{
+	return allocate_rows(pointer, pitch, width, height, element, 0);
+}
+
+SIM CUresult cuMemAllocPitch(CUdeviceptr_v1 *pointer, unsigned int *pitch, unsigned int width,
+			     unsigned int height, unsigned int element)
+{
+#ifdef MAP_32BIT
+	CUdeviceptr wide;
+	size_t row;
+	CUresult result;
+
+	if (!pointer || !pitch)
+		return CUDA_ERROR_INVALID_VALUE;
+	result = allocate_rows(&wide, &row, width, height, element, MAP_32BIT);
+	if (result == CUDA_SUCCESS) {
+		*pointer = (CUdeviceptr_v1)wide;
+		*pitch = (unsigned int)row;
+	}
+	return result;
+#else
+	(void)pointer, (void)pitch, (void)width, (void)height, (void)element;
+	return CUDA_ERROR_NOT_SUPPORTED;
+#endif
+}
+
 SIM CUresult cuMemFree_v2(CUdeviceptr pointer)
 {
 	CUresult result = sim_ready();

@@ -25,6 +25,7 @@ struct sim_card {
 	char name[64];
 	uint64_t memory;
 	uint64_t context_overhead;
+	uint64_t pitch; /* rows of cuMemAllocPitch are multiples of this */
 	int sm_count, numa_node, cc_major, cc_minor, minor, architecture, brand;
 	unsigned int pci_domain, pci_bus, pci_device, pci_function;
 	uint32_t nvlink; /* bit i: linked to card i */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * cuMemAlloc and cuMemFree.
+ * cuMemAlloc, cuMemAllocManaged, cuMemAllocPitch and cuMemFree.
  *
  * What is charged: the driver takes device memory in granules of 2 MiB and
  * serves small requests out of shared ones. Requests of 1 MiB and more are
@@ -14,6 +14,7 @@
 #define GRANULE (UINT64_C(2) << 20)
 #define BIG (UINT64_C(1) << 20)
 #define SMALL_STEP UINT64_C(512)
+#define PITCH_STEP UINT64_C(512) /* what cards have, as far as is known */
 
 static uint64_t charge_of(uint64_t bytes)
 {
@@ -49,9 +50,10 @@ static CUresult before(struct vgpu_card **card, uint64_t charge)
 	return CUDA_SUCCESS;
 }
 
-/* After it. An error means: the caller must free what the driver gave. */
+/* After it: what the driver gave is on the books, or is the driver's again. */
 static CUresult after(struct vgpu_card *card, uint64_t charge, CUresult result, uint64_t address)
 {
+	__typeof__(&cuMemFree_v2) undo = VGPU_REAL(cuMemFree_v2);
 	struct vgpu_pointer pointer = {.address = address, .bytes = charge, .card = card};
 
 	if (!card)
@@ -60,6 +62,8 @@ static CUresult after(struct vgpu_card *card, uint64_t charge, CUresult result, 
 		pointer.context = current_context();
 		if (vgpu_pointer_add(&pointer) == 0)
 			return CUDA_SUCCESS;
+		if (undo)
+			undo(address);
 		result = CUDA_ERROR_OUT_OF_MEMORY;
 	} else if (result == CUDA_ERROR_OUT_OF_MEMORY) {
 		vgpu_count_driver_oom(card);
@@ -71,12 +75,11 @@ static CUresult after(struct vgpu_card *card, uint64_t charge, CUresult result, 
 VGPU_EXPORT CUresult cuMemAlloc_v2(CUdeviceptr *pointer, size_t bytes)
 {
 	__typeof__(&cuMemAlloc_v2) real = VGPU_REAL(cuMemAlloc_v2);
-	__typeof__(&cuMemFree_v2) undo = VGPU_REAL(cuMemFree_v2);
 	struct vgpu_card *card;
 	CUdeviceptr address = 0;
 	CUresult result;
 
-	if (!real || !undo)
+	if (!real)
 		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
 	if (vgpu_state() == VGPU_OFF || !pointer || !bytes)
 		return real(pointer, bytes); /* in the driver's own words */
@@ -84,27 +87,21 @@ VGPU_EXPORT CUresult cuMemAlloc_v2(CUdeviceptr *pointer, size_t bytes)
 	if (result != CUDA_SUCCESS)
 		return result;
 	result = real(&address, bytes);
-	if (result == CUDA_SUCCESS) {
-		result = after(card, charge_of(bytes), result, address);
-		if (result == CUDA_SUCCESS)
-			*pointer = address;
-		else
-			undo(address);
-		return result;
-	}
-	return after(card, charge_of(bytes), result, 0);
+	result = after(card, charge_of(bytes), result, address);
+	if (result == CUDA_SUCCESS)
+		*pointer = address;
+	return result;
 }
 
 /* The 32-bit functions of CUDA 2. Still exported, hence a way round a limit. */
 VGPU_EXPORT CUresult cuMemAlloc(CUdeviceptr_v1 *pointer, unsigned int bytes)
 {
 	__typeof__(&cuMemAlloc) real = VGPU_REAL(cuMemAlloc);
-	__typeof__(&cuMemFree) undo = VGPU_REAL(cuMemFree);
 	struct vgpu_card *card;
 	CUdeviceptr_v1 address = 0;
 	CUresult result;
 
-	if (!real || !undo)
+	if (!real)
 		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
 	if (vgpu_state() == VGPU_OFF || !pointer || !bytes)
 		return real(pointer, bytes);
@@ -112,15 +109,116 @@ VGPU_EXPORT CUresult cuMemAlloc(CUdeviceptr_v1 *pointer, unsigned int bytes)
 	if (result != CUDA_SUCCESS)
 		return result;
 	result = real(&address, bytes);
-	if (result == CUDA_SUCCESS) {
-		result = after(card, charge_of(bytes), result, address);
-		if (result == CUDA_SUCCESS)
-			*pointer = address;
-		else
-			undo(address);
+	result = after(card, charge_of(bytes), result, address);
+	if (result == CUDA_SUCCESS)
+		*pointer = address;
+	return result;
+}
+
+/* Wherever its pages are at the moment: all of them can be on the card at once. */
+VGPU_EXPORT CUresult cuMemAllocManaged(CUdeviceptr *pointer, size_t bytes, unsigned int flags)
+{
+	__typeof__(&cuMemAllocManaged) real = VGPU_REAL(cuMemAllocManaged);
+	struct vgpu_card *card;
+	CUdeviceptr address = 0;
+	CUresult result;
+
+	if (!real)
+		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
+	if (vgpu_state() == VGPU_OFF || !pointer || !bytes)
+		return real(pointer, bytes, flags);
+	result = before(&card, charge_of(bytes));
+	if (result != CUDA_SUCCESS)
 		return result;
+	result = real(&address, bytes, flags);
+	result = after(card, charge_of(bytes), result, address);
+	if (result == CUDA_SUCCESS)
+		*pointer = address;
+	return result;
+}
+
+static uint64_t charge_of_rows(uint64_t row, uint64_t height)
+{
+	return row > UINT64_MAX / height ? UINT64_MAX : charge_of(row * height);
+}
+
+static uint64_t expected_charge(uint64_t width, uint64_t height)
+{
+	if (width > UINT64_MAX - PITCH_STEP)
+		return UINT64_MAX;
+	return charge_of_rows((width + PITCH_STEP - 1) / PITCH_STEP * PITCH_STEP, height);
+}
+
+/* How long a row became is known only when the driver has allocated it. Should
+ * that be more than expected, the rest is reserved now, or the memory goes back. */
+static CUresult after_rows(struct vgpu_card *card, uint64_t expected, uint64_t charge,
+			   CUresult result, uint64_t address)
+{
+	__typeof__(&cuMemFree_v2) undo = VGPU_REAL(cuMemFree_v2);
+
+	if (!card || result != CUDA_SUCCESS)
+		return after(card, expected, result, address);
+	if (charge > expected && vgpu_reserve(card, charge - expected) != 0) {
+		if (undo)
+			undo(address);
+		vgpu_release(card, expected);
+		return CUDA_ERROR_OUT_OF_MEMORY;
 	}
-	return after(card, charge_of(bytes), result, 0);
+	if (charge < expected)
+		vgpu_release(card, expected - charge);
+	return after(card, charge, result, address);
+}
+
+VGPU_EXPORT CUresult cuMemAllocPitch_v2(CUdeviceptr *pointer, size_t *pitch, size_t width,
+					size_t height, unsigned int element)
+{
+	__typeof__(&cuMemAllocPitch_v2) real = VGPU_REAL(cuMemAllocPitch_v2);
+	struct vgpu_card *card;
+	CUdeviceptr address = 0;
+	size_t row = 0;
+	CUresult result;
+
+	if (!real)
+		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
+	if (vgpu_state() == VGPU_OFF || !pointer || !pitch || !width || !height)
+		return real(pointer, pitch, width, height, element);
+	result = before(&card, expected_charge(width, height));
+	if (result != CUDA_SUCCESS)
+		return result;
+	result = real(&address, &row, width, height, element);
+	result = after_rows(card, expected_charge(width, height), charge_of_rows(row, height),
+			    result, address);
+	if (result == CUDA_SUCCESS) {
+		*pointer = address;
+		*pitch = row;
+	}
+	return result;
+}
+
+VGPU_EXPORT CUresult cuMemAllocPitch(CUdeviceptr_v1 *pointer, unsigned int *pitch,
+				     unsigned int width, unsigned int height, unsigned int element)
+{
+	__typeof__(&cuMemAllocPitch) real = VGPU_REAL(cuMemAllocPitch);
+	struct vgpu_card *card;
+	CUdeviceptr_v1 address = 0;
+	unsigned int row = 0;
+	CUresult result;
+
+	if (!real)
+		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
+	if (vgpu_state() == VGPU_OFF || !pointer || !pitch || !width || !height)
+		return real(pointer, pitch, width, height, element);
+	result = before(&card, expected_charge(width, height));
+	if (result != CUDA_SUCCESS)
+		return result;
+	result = real(&address, &row, width, height, element);
+	result = after_rows(card, expected_charge(width, height), charge_of_rows(row, height),
+			    result, address);
+	if (result == CUDA_SUCCESS) {
+		*pointer = address;
+		*pitch = row;
+	}
+	return result;
 }
 
 /* The entry leaves the table before the driver frees: right after that another
