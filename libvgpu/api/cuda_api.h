@@ -23,6 +23,27 @@ typedef struct {
 	char bytes[16];
 } CUuuid;
 
+typedef unsigned long long CUmemGenericAllocationHandle;
+typedef struct {
+	int type;
+	int id; /* of a locality domain: bytes, the device's number first */
+} CUmemLocation;
+typedef struct {
+	int type;
+	int requestedHandleTypes;
+	CUmemLocation location;
+	void *win32HandleMetaData;
+	struct {
+		unsigned char compressionType, gpuDirectRDMACapable;
+		unsigned short usage;
+		unsigned char reserved[4];
+	} allocFlags;
+} CUmemAllocationProp;
+typedef struct {
+	CUmemLocation location;
+	int flags;
+} CUmemAccessDesc;
+
 #define CUDA_SUCCESS 0
 #define CUDA_ERROR_INVALID_VALUE 1
 #define CUDA_ERROR_OUT_OF_MEMORY 2
@@ -45,6 +66,12 @@ typedef struct {
 #define CU_GET_PROC_ADDRESS_LEGACY_STREAM 1u
 #define CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM 2u
 
+#define CU_MEM_LOCATION_TYPE_DEVICE 1
+#define CU_MEM_LOCATION_TYPE_HOST 2
+#define CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT 4
+#define CU_MEM_LOCATION_TYPE_DEVICE_LOCALITY_DOMAIN 6 /* CUDA 13.4 */
+#define CU_MEM_ALLOCATION_TYPE_PINNED 1
+#define CU_MEM_ACCESS_FLAGS_PROT_READWRITE 3
 #define CU_MEM_ATTACH_GLOBAL 1u
 #define CU_MEM_ATTACH_HOST 2u
 
@@ -97,6 +124,19 @@ CUresult cuMemAllocPitch_v2(CUdeviceptr *pointer, size_t *pitch, size_t width, s
 CUresult cuMemAllocManaged(CUdeviceptr *pointer, size_t bytes, unsigned int flags);
 CUresult cuMemFree(CUdeviceptr_v1 pointer);
 CUresult cuMemFree_v2(CUdeviceptr pointer);
+CUresult cuMemGetAllocationGranularity(size_t *bytes, const CUmemAllocationProp *prop, int option);
+CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes,
+		     const CUmemAllocationProp *prop, unsigned long long flags);
+CUresult cuMemRelease(CUmemGenericAllocationHandle handle);
+CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *handle, void *address);
+CUresult cuMemAddressReserve(CUdeviceptr *pointer, size_t bytes, size_t alignment,
+			     CUdeviceptr wanted, unsigned long long flags);
+CUresult cuMemAddressFree(CUdeviceptr pointer, size_t bytes);
+CUresult cuMemMap(CUdeviceptr pointer, size_t bytes, size_t offset,
+		  CUmemGenericAllocationHandle handle, unsigned long long flags);
+CUresult cuMemUnmap(CUdeviceptr pointer, size_t bytes);
+CUresult cuMemSetAccess(CUdeviceptr pointer, size_t bytes, const CUmemAccessDesc *access,
+			size_t count);
 CUresult cuMemGetInfo(unsigned int *available, unsigned int *total);
 CUresult cuMemGetInfo_v2(size_t *available, size_t *total);
 CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t bytes);

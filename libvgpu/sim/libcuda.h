@@ -26,6 +26,7 @@ CUresult sim_ready(void);
 int sim_card_of(CUdevice device);
 CUcontext sim_current(void);
 CUresult sim_usable(CUcontext *context);
-void sim_free_all(CUcontext context); /* with sim_mutex held */
+bool sim_mapped(CUdeviceptr start, size_t bytes); /* with sim_mutex held */
+void sim_free_all(CUcontext context);             /* with sim_mutex held */
 
 #endif

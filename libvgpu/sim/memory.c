@@ -245,6 +245,8 @@ static void *range(CUdeviceptr start, size_t bytes)
 		if (start >= allocations[i].address && bytes <= allocations[i].bytes &&
 		    start - allocations[i].address <= allocations[i].bytes - bytes)
 			found = (void *)start; // NOLINT(performance-no-int-to-ptr)
+	if (!found && sim_mapped(start, bytes))
+		found = (void *)start; // NOLINT(performance-no-int-to-ptr)
 	pthread_mutex_unlock(&sim_mutex);
 	return found;
 }

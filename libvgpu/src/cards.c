@@ -48,6 +48,19 @@ struct vgpu_card *vgpu_card_of_device(CUdevice device)
 	return card;
 }
 
+/* -1: the host's memory, or nothing that is known. */
+CUdevice vgpu_device_of_location(const CUmemLocation *location)
+{
+	switch (location->type) {
+	case CU_MEM_LOCATION_TYPE_DEVICE:
+		return location->id;
+	case CU_MEM_LOCATION_TYPE_DEVICE_LOCALITY_DOMAIN:
+		return *(const unsigned char *)&location->id;
+	default:
+		return -1;
+	}
+}
+
 struct vgpu_card *vgpu_card_current(void)
 {
 	__typeof__(&cuCtxGetDevice) get_device = VGPU_REAL(cuCtxGetDevice);

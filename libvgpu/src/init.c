@@ -19,6 +19,7 @@ static void after_fork_in_child(void)
 	for (unsigned int i = 0; i < grants.view_count; i++)
 		vgpu_slot_forget(&grants.views[i]);
 	vgpu_pointer_forget_all();
+	vgpu_virtual_forget_all();
 	if (atomic_load(&stage) == STARTING)
 		atomic_store(&stage, UNTOUCHED);
 }

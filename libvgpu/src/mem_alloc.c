@@ -16,7 +16,7 @@
 #define SMALL_STEP UINT64_C(512)
 #define PITCH_STEP UINT64_C(512) /* what cards have, as far as is known */
 
-static uint64_t charge_of(uint64_t bytes)
+uint64_t vgpu_charge_of(uint64_t bytes)
 {
 	uint64_t step = bytes >= BIG ? GRANULE : SMALL_STEP;
 
@@ -35,6 +35,15 @@ static CUcontext current_context(void)
 	return context;
 }
 
+CUresult vgpu_charge(struct vgpu_card *card, uint64_t charge)
+{
+	if (vgpu_reserve(card, charge) == 0)
+		return CUDA_SUCCESS;
+	vgpu_log(VGPU_LOG_INFO, "an allocation of %llu bytes would pass the limit",
+		 (unsigned long long)charge);
+	return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
 /* Before the driver's call. NULL card: nothing to charge. */
 static CUresult before(struct vgpu_card **card, uint64_t charge)
 {
@@ -42,12 +51,7 @@ static CUresult before(struct vgpu_card **card, uint64_t charge)
 	if (vgpu_state() == VGPU_BROKEN)
 		return CUDA_ERROR_NOT_INITIALIZED;
 	*card = vgpu_card_current();
-	if (*card && vgpu_reserve(*card, charge) != 0) {
-		vgpu_log(VGPU_LOG_INFO, "an allocation of %llu bytes would pass the limit",
-			 (unsigned long long)charge);
-		return CUDA_ERROR_OUT_OF_MEMORY;
-	}
-	return CUDA_SUCCESS;
+	return *card ? vgpu_charge(*card, charge) : CUDA_SUCCESS;
 }
 
 /* After it: what the driver gave is on the books, or is the driver's again. */
@@ -60,7 +64,7 @@ static CUresult after(struct vgpu_card *card, uint64_t charge, CUresult result, 
 		return result;
 	if (result == CUDA_SUCCESS) {
 		pointer.context = current_context();
-		if (vgpu_pointer_add(&pointer) == 0)
+		if (vgpu_pointer_add(VGPU_POINTERS, &pointer) == 0)
 			return CUDA_SUCCESS;
 		if (undo)
 			undo(address);
@@ -83,11 +87,11 @@ VGPU_EXPORT CUresult cuMemAlloc_v2(CUdeviceptr *pointer, size_t bytes)
 		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
 	if (vgpu_state() == VGPU_OFF || !pointer || !bytes)
 		return real(pointer, bytes); /* in the driver's own words */
-	result = before(&card, charge_of(bytes));
+	result = before(&card, vgpu_charge_of(bytes));
 	if (result != CUDA_SUCCESS)
 		return result;
 	result = real(&address, bytes);
-	result = after(card, charge_of(bytes), result, address);
+	result = after(card, vgpu_charge_of(bytes), result, address);
 	if (result == CUDA_SUCCESS)
 		*pointer = address;
 	return result;
@@ -105,11 +109,11 @@ VGPU_EXPORT CUresult cuMemAlloc(CUdeviceptr_v1 *pointer, unsigned int bytes)
 		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
 	if (vgpu_state() == VGPU_OFF || !pointer || !bytes)
 		return real(pointer, bytes);
-	result = before(&card, charge_of(bytes));
+	result = before(&card, vgpu_charge_of(bytes));
 	if (result != CUDA_SUCCESS)
 		return result;
 	result = real(&address, bytes);
-	result = after(card, charge_of(bytes), result, address);
+	result = after(card, vgpu_charge_of(bytes), result, address);
 	if (result == CUDA_SUCCESS)
 		*pointer = address;
 	return result;
@@ -127,11 +131,11 @@ VGPU_EXPORT CUresult cuMemAllocManaged(CUdeviceptr *pointer, size_t bytes, unsig
 		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
 	if (vgpu_state() == VGPU_OFF || !pointer || !bytes)
 		return real(pointer, bytes, flags);
-	result = before(&card, charge_of(bytes));
+	result = before(&card, vgpu_charge_of(bytes));
 	if (result != CUDA_SUCCESS)
 		return result;
 	result = real(&address, bytes, flags);
-	result = after(card, charge_of(bytes), result, address);
+	result = after(card, vgpu_charge_of(bytes), result, address);
 	if (result == CUDA_SUCCESS)
 		*pointer = address;
 	return result;
@@ -139,7 +143,7 @@ VGPU_EXPORT CUresult cuMemAllocManaged(CUdeviceptr *pointer, size_t bytes, unsig
 
 static uint64_t charge_of_rows(uint64_t row, uint64_t height)
 {
-	return row > UINT64_MAX / height ? UINT64_MAX : charge_of(row * height);
+	return row > UINT64_MAX / height ? UINT64_MAX : vgpu_charge_of(row * height);
 }
 
 static uint64_t expected_charge(uint64_t width, uint64_t height)
@@ -232,12 +236,12 @@ VGPU_EXPORT CUresult cuMemFree_v2(CUdeviceptr pointer)
 
 	if (!real)
 		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
-	known = vgpu_pointer_take(pointer, &entry);
+	known = vgpu_pointer_take(VGPU_POINTERS, pointer, &entry);
 	result = real(pointer);
 	if (known && result == CUDA_SUCCESS)
 		vgpu_release(entry.card, entry.bytes);
 	else if (known)
-		vgpu_pointer_add(&entry);
+		vgpu_pointer_add(VGPU_POINTERS, &entry);
 	return result;
 }
 
@@ -250,11 +254,11 @@ VGPU_EXPORT CUresult cuMemFree(CUdeviceptr_v1 pointer)
 
 	if (!real)
 		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
-	known = vgpu_pointer_take(pointer, &entry);
+	known = vgpu_pointer_take(VGPU_POINTERS, pointer, &entry);
 	result = real(pointer);
 	if (known && result == CUDA_SUCCESS)
 		vgpu_release(entry.card, entry.bytes);
 	else if (known)
-		vgpu_pointer_add(&entry);
+		vgpu_pointer_add(VGPU_POINTERS, &entry);
 	return result;
 }

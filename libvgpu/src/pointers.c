@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What each live device pointer was charged, and to which card. 64 open-
- * addressing tables with a lock each, so that threads that allocate at the same
- * time do not meet. Memory comes from mmap: the program's malloc may be one
- * that allocates device memory.
+ * What each live device pointer was charged, and to which card; and the same for
+ * handles and mappings. 64 open-addressing shards with a lock each, so that
+ * threads that allocate at the same time do not meet. Memory comes from mmap: the program's malloc
+ * may be one that allocates device memory.
  */
 #include <errno.h>
 #include <string.h>
@@ -21,7 +21,7 @@ struct shard {
 	size_t count;
 };
 
-static struct shard shards[SHARDS];
+static struct shard shards[VGPU_TABLE_COUNT][SHARDS];
 
 static uint64_t mix(uint64_t value)
 {
@@ -30,9 +30,9 @@ static uint64_t mix(uint64_t value)
 	return value ^ (value >> 29);
 }
 
-static struct shard *shard_of(uint64_t address)
+static struct shard *shard_of(enum vgpu_table table, uint64_t address)
 {
-	return &shards[mix(address) % SHARDS];
+	return &shards[table][mix(address) % SHARDS];
 }
 
 static size_t home(const struct shard *shard, uint64_t address)
@@ -70,9 +70,9 @@ static int grow(struct shard *shard)
 	return 0;
 }
 
-int vgpu_pointer_add(const struct vgpu_pointer *pointer)
+int vgpu_pointer_add(enum vgpu_table table, const struct vgpu_pointer *pointer)
 {
-	struct shard *shard = shard_of(pointer->address);
+	struct shard *shard = shard_of(table, pointer->address);
 	int result = 0;
 
 	vgpu_lock(&shard->lock);
@@ -101,9 +101,9 @@ static void erase(struct shard *shard, size_t gap)
 	shard->count--;
 }
 
-bool vgpu_pointer_take(uint64_t address, struct vgpu_pointer *pointer)
+bool vgpu_pointer_take(enum vgpu_table table, uint64_t address, struct vgpu_pointer *pointer)
 {
-	struct shard *shard = shard_of(address);
+	struct shard *shard = shard_of(table, address);
 	bool found = false;
 
 	if (!address)
@@ -130,7 +130,7 @@ bool vgpu_pointer_take_context(CUcontext context, struct vgpu_pointer *pointer)
 	bool found = false;
 
 	for (size_t s = 0; s < SHARDS && !found; s++) {
-		struct shard *shard = &shards[s];
+		struct shard *shard = &shards[VGPU_POINTERS][s];
 
 		vgpu_lock(&shard->lock);
 		for (size_t i = 0; i < shard->capacity && !found; i++) {
@@ -145,14 +145,39 @@ bool vgpu_pointer_take_context(CUcontext context, struct vgpu_pointer *pointer)
 	return found;
 }
 
+/* The entry that an address lies in. Rarely asked: a search will do. */
+bool vgpu_pointer_find_around(enum vgpu_table table, uint64_t address, struct vgpu_pointer *pointer)
+{
+	bool found = false;
+
+	for (size_t s = 0; s < SHARDS && !found; s++) {
+		struct shard *shard = &shards[table][s];
+
+		vgpu_lock(&shard->lock);
+		for (size_t i = 0; i < shard->capacity && !found; i++) {
+			const struct vgpu_pointer *here = &shard->places[i];
+
+			found = here->address && address >= here->address &&
+				address - here->address < here->bytes;
+			if (found)
+				*pointer = *here;
+		}
+		vgpu_unlock(&shard->lock);
+	}
+	return found;
+}
+
 /* In a forked child, where any lock may be held by a thread that is not there. */
 void vgpu_pointer_forget_all(void)
 {
-	for (size_t s = 0; s < SHARDS; s++) {
-		atomic_store(&shards[s].lock.held, 0);
-		if (shards[s].places)
-			memset(shards[s].places, 0,
-			       shards[s].capacity * sizeof(struct vgpu_pointer));
-		shards[s].count = 0;
-	}
+	for (size_t t = 0; t < VGPU_TABLE_COUNT; t++)
+		for (size_t s = 0; s < SHARDS; s++) {
+			struct shard *shard = &shards[t][s];
+
+			atomic_store(&shard->lock.held, 0);
+			if (shard->places)
+				memset(shard->places, 0,
+				       shard->capacity * sizeof(struct vgpu_pointer));
+			shard->count = 0;
+		}
 }

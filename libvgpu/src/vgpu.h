@@ -127,6 +127,7 @@ struct vgpu_grants *vgpu_grants(void);
 
 /* ---- cards.c: the granted card behind a driver's handle, or NULL */
 struct vgpu_card *vgpu_card_of_device(CUdevice device);
+CUdevice vgpu_device_of_location(const CUmemLocation *location);
 struct vgpu_card *vgpu_card_current(void);
 struct vgpu_card *vgpu_card_of_nvml(nvmlDevice_t device);
 
@@ -138,16 +139,33 @@ void vgpu_count_unhooked(void);
 /* false = the card is not limited; else its limit and what is used of it */
 bool vgpu_card_usage(struct vgpu_card *card, uint64_t *limit, uint64_t *used);
 
+/* ---- mem_alloc.c */
+uint64_t vgpu_charge_of(uint64_t bytes);
+CUresult vgpu_charge(struct vgpu_card *card, uint64_t charge);
+
 /* ---- pointers.c: what each device pointer was charged */
+enum vgpu_table {
+	VGPU_POINTERS,
+	VGPU_HANDLES, /* the last three: see mem_virtual.c */
+	VGPU_MAPPINGS,
+	VGPU_ALLOCATIONS,
+	VGPU_TABLE_COUNT,
+};
 struct vgpu_pointer {
 	uint64_t address; /* 0 = empty place */
 	uint64_t bytes;
 	CUcontext context;
 	struct vgpu_card *card;
+	uint64_t owner, count;
 };
-int vgpu_pointer_add(const struct vgpu_pointer *pointer);
-bool vgpu_pointer_take(uint64_t address, struct vgpu_pointer *pointer);
+int vgpu_pointer_add(enum vgpu_table table, const struct vgpu_pointer *pointer);
+bool vgpu_pointer_take(enum vgpu_table table, uint64_t address, struct vgpu_pointer *pointer);
+bool vgpu_pointer_find_around(enum vgpu_table table, uint64_t address,
+			      struct vgpu_pointer *pointer);
 bool vgpu_pointer_take_context(CUcontext context, struct vgpu_pointer *pointer);
 void vgpu_pointer_forget_all(void);
+
+/* ---- mem_virtual.c */
+void vgpu_virtual_forget_all(void);
 
 #endif

@@ -1,0 +1,330 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The simulated libcuda.so.1: physical memory by handle, mapped into reserved
+ * addresses. Memory lives as long as a handle or a mapping does; the number of a
+ * handle that is gone is given out again at once.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "libcuda.h"
+#include "state.h"
+
+#define GRANULE ((size_t)2 << 20)
+#define MAXIMUM 4096
+
+struct memory {
+	CUmemGenericAllocationHandle handle; /* 0 when references are */
+	size_t bytes;
+	int card; /* -1: the host's */
+	int fd;
+	unsigned int references, mappings;
+};
+struct area {
+	CUdeviceptr start;
+	size_t bytes;
+	struct memory *memory; /* NULL: reserved addresses */
+};
+
+static struct memory *memories[MAXIMUM];
+static struct area areas[MAXIMUM];
+
+static struct memory *find(CUmemGenericAllocationHandle handle)
+{
+	for (size_t i = 0; i < MAXIMUM && handle; i++)
+		if (memories[i] && memories[i]->handle == handle)
+			return memories[i];
+	return NULL;
+}
+
+static CUmemGenericAllocationHandle unused_handle(void)
+{
+	CUmemGenericAllocationHandle handle = 1;
+
+	while (find(handle))
+		handle++;
+	return handle;
+}
+
+static bool within(const struct area *area, CUdeviceptr start, size_t bytes)
+{
+	return area->bytes && start >= area->start && bytes <= area->bytes &&
+	       start - area->start <= area->bytes - bytes;
+}
+
+static struct area *area_of(CUdeviceptr start, size_t bytes, bool mapped)
+{
+	for (size_t i = 0; i < MAXIMUM; i++)
+		if (!areas[i].memory == !mapped && within(&areas[i], start, bytes))
+			return &areas[i];
+	return NULL;
+}
+
+static struct area *new_area(void)
+{
+	for (size_t i = 0; i < MAXIMUM; i++)
+		if (!areas[i].bytes)
+			return &areas[i];
+	return NULL;
+}
+
+bool sim_mapped(CUdeviceptr start, size_t bytes)
+{
+	return area_of(start, bytes, true) != NULL;
+}
+
+static void drop_unused(struct memory *memory)
+{
+	if (!memory->references)
+		memory->handle = 0;
+	if (memory->references || memory->mappings)
+		return;
+	for (size_t i = 0; i < MAXIMUM; i++)
+		if (memories[i] == memory)
+			memories[i] = NULL;
+	if (memory->card >= 0)
+		sim_free(memory->card, memory->bytes);
+	close(memory->fd);
+	free(memory);
+}
+
+SIM CUresult cuMemGetAllocationGranularity(size_t *bytes, const CUmemAllocationProp *prop,
+					   int option)
+{
+	if (sim_ready())
+		return CUDA_ERROR_NOT_INITIALIZED;
+	if (!bytes || !prop || option < 0 || option > 1)
+		return CUDA_ERROR_INVALID_VALUE;
+	*bytes = GRANULE;
+	return CUDA_SUCCESS;
+}
+
+static CUresult create(CUmemGenericAllocationHandle *handle, size_t bytes, int card)
+{
+	struct memory *memory = calloc(1, sizeof(*memory));
+	int error = memory && card >= 0 ? sim_alloc(card, bytes) : 0;
+	size_t place = 0;
+
+	while (place < MAXIMUM && memories[place])
+		place++;
+	if (!memory || error || place == MAXIMUM) {
+		free(memory);
+		return error && error != -ENOMEM ? CUDA_ERROR_OPERATING_SYSTEM
+						 : CUDA_ERROR_OUT_OF_MEMORY;
+	}
+	memory->fd = memfd_create("vgpu-sim", MFD_CLOEXEC);
+	if (memory->fd < 0 || ftruncate(memory->fd, (off_t)bytes) != 0) {
+		if (memory->fd >= 0)
+			close(memory->fd);
+		if (card >= 0)
+			sim_free(card, bytes);
+		free(memory);
+		return CUDA_ERROR_OPERATING_SYSTEM;
+	}
+	memory->bytes = bytes;
+	memory->card = card;
+	memory->references = 1;
+	memory->handle = *handle = unused_handle();
+	memories[place] = memory;
+	return CUDA_SUCCESS;
+}
+
+SIM CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes,
+			 const CUmemAllocationProp *prop, unsigned long long flags)
+{
+	int card = -1;
+	CUresult result;
+
+	if (sim_ready())
+		return CUDA_ERROR_NOT_INITIALIZED;
+	if (!handle || !bytes || bytes % GRANULE || !prop || flags ||
+	    prop->type != CU_MEM_ALLOCATION_TYPE_PINNED ||
+	    prop->location.type < CU_MEM_LOCATION_TYPE_DEVICE ||
+	    prop->location.type > CU_MEM_LOCATION_TYPE_DEVICE_LOCALITY_DOMAIN)
+		return CUDA_ERROR_INVALID_VALUE;
+	if (prop->location.type == CU_MEM_LOCATION_TYPE_DEVICE ||
+	    prop->location.type == CU_MEM_LOCATION_TYPE_DEVICE_LOCALITY_DOMAIN) {
+		card = sim_card_of(prop->location.type == CU_MEM_LOCATION_TYPE_DEVICE
+					   ? prop->location.id
+					   : prop->location.id & 0xff);
+		if (card < 0)
+			return CUDA_ERROR_INVALID_DEVICE;
+	}
+	pthread_mutex_lock(&sim_mutex);
+	result = create(handle, bytes, card);
+	pthread_mutex_unlock(&sim_mutex);
+	return result;
+}
+
+SIM CUresult cuMemRelease(CUmemGenericAllocationHandle handle)
+{
+	struct memory *memory;
+
+	if (sim_ready())
+		return CUDA_ERROR_NOT_INITIALIZED;
+	pthread_mutex_lock(&sim_mutex);
+	memory = find(handle);
+	if (memory) {
+		memory->references--;
+		drop_unused(memory);
+	}
+	pthread_mutex_unlock(&sim_mutex);
+	return memory ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+SIM CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *handle, void *address)
+{
+	struct area *area;
+
+	if (sim_ready())
+		return CUDA_ERROR_NOT_INITIALIZED;
+	if (!handle)
+		return CUDA_ERROR_INVALID_VALUE;
+	pthread_mutex_lock(&sim_mutex);
+	area = area_of((CUdeviceptr)address, 1, true);
+	if (area) {
+		if (!area->memory->references++)
+			area->memory->handle = unused_handle();
+		*handle = area->memory->handle;
+	}
+	pthread_mutex_unlock(&sim_mutex);
+	return area ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+SIM CUresult cuMemAddressReserve(CUdeviceptr *pointer, size_t bytes, size_t alignment,
+				 CUdeviceptr wanted, unsigned long long flags)
+{
+	struct area *area;
+	CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
+
+	(void)alignment, (void)wanted;
+	if (sim_ready())
+		return CUDA_ERROR_NOT_INITIALIZED;
+	if (!pointer || !bytes || bytes % GRANULE || flags)
+		return CUDA_ERROR_INVALID_VALUE;
+	pthread_mutex_lock(&sim_mutex);
+	area = new_area();
+	if (area) {
+		void *memory = mmap(NULL, bytes, PROT_NONE,
+				    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+		if (memory != MAP_FAILED) {
+			*area = (struct area){(CUdeviceptr)memory, bytes, NULL};
+			*pointer = area->start;
+			result = CUDA_SUCCESS;
+		}
+	}
+	pthread_mutex_unlock(&sim_mutex);
+	return result;
+}
+
+static bool overlaps_mapping(CUdeviceptr start, size_t bytes)
+{
+	for (size_t i = 0; i < MAXIMUM; i++)
+		if (areas[i].memory && start < areas[i].start + areas[i].bytes &&
+		    areas[i].start < start + bytes)
+			return true;
+	return false;
+}
+
+SIM CUresult cuMemAddressFree(CUdeviceptr pointer, size_t bytes)
+{
+	struct area *area;
+	CUresult result = CUDA_ERROR_INVALID_VALUE;
+
+	if (sim_ready())
+		return CUDA_ERROR_NOT_INITIALIZED;
+	pthread_mutex_lock(&sim_mutex);
+	area = area_of(pointer, bytes, false);
+	if (area && area->start == pointer && area->bytes == bytes &&
+	    !overlaps_mapping(pointer, bytes)) {
+		munmap((void *)pointer, bytes);
+		*area = (struct area){0};
+		result = CUDA_SUCCESS;
+	}
+	pthread_mutex_unlock(&sim_mutex);
+	return result;
+}
+
+static CUresult map(CUdeviceptr pointer, size_t bytes, struct memory *memory)
+{
+	struct area *area = new_area();
+
+	if (!memory || !bytes || bytes > memory->bytes || bytes % GRANULE ||
+	    !area_of(pointer, bytes, false) || overlaps_mapping(pointer, bytes))
+		return CUDA_ERROR_INVALID_VALUE;
+	if (!area || mmap((void *)pointer, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+			  memory->fd, 0) == MAP_FAILED)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	*area = (struct area){pointer, bytes, memory};
+	memory->mappings++;
+	return CUDA_SUCCESS;
+}
+
+SIM CUresult cuMemMap(CUdeviceptr pointer, size_t bytes, size_t offset,
+		      CUmemGenericAllocationHandle handle, unsigned long long flags)
+{
+	CUresult result;
+
+	if (sim_ready())
+		return CUDA_ERROR_NOT_INITIALIZED;
+	if (offset || flags)
+		return CUDA_ERROR_INVALID_VALUE;
+	pthread_mutex_lock(&sim_mutex);
+	result = map(pointer, bytes, find(handle));
+	pthread_mutex_unlock(&sim_mutex);
+	return result;
+}
+
+/* Whole mappings, without a gap. */
+static bool covers_mappings(CUdeviceptr pointer, size_t bytes)
+{
+	size_t covered = 0;
+
+	for (size_t i = 0; i < MAXIMUM; i++)
+		if (areas[i].memory && areas[i].start >= pointer &&
+		    areas[i].start + areas[i].bytes <= pointer + bytes)
+			covered += areas[i].bytes;
+	return bytes && covered == bytes;
+}
+
+SIM CUresult cuMemUnmap(CUdeviceptr pointer, size_t bytes)
+{
+	CUresult result = CUDA_ERROR_INVALID_VALUE;
+
+	if (sim_ready())
+		return CUDA_ERROR_NOT_INITIALIZED;
+	pthread_mutex_lock(&sim_mutex);
+	if (covers_mappings(pointer, bytes) &&
+	    mmap((void *)pointer, bytes, PROT_NONE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != MAP_FAILED) {
+		for (size_t i = 0; i < MAXIMUM; i++) {
+			struct memory *memory = areas[i].memory;
+
+			if (!memory || areas[i].start < pointer ||
+			    areas[i].start >= pointer + bytes)
+				continue;
+			areas[i] = (struct area){0};
+			memory->mappings--;
+			drop_unused(memory);
+		}
+		result = CUDA_SUCCESS;
+	}
+	pthread_mutex_unlock(&sim_mutex);
+	return result;
+}
+
+SIM CUresult cuMemSetAccess(CUdeviceptr pointer, size_t bytes, const CUmemAccessDesc *access,
+			    size_t count)
+{
+	bool mapped;
+
+	if (sim_ready())
+		return CUDA_ERROR_NOT_INITIALIZED;
+	pthread_mutex_lock(&sim_mutex);
+	mapped = covers_mappings(pointer, bytes);
+	pthread_mutex_unlock(&sim_mutex);
+	return access && count && mapped ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
