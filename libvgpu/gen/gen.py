@@ -71,7 +71,7 @@ def render_table(hooks: list[dict], reals: list[dict]) -> str:
         lines.append(f"\t{cells},")
     lines += ["};", "", "static const struct vgpu_variant variants[] = {"]
     cuda = [h for h in hooks if "base" in h]
-    for h in sorted(cuda, key=lambda h: (h["base"], -h["since"], h.get("ptsz", False))):
+    for h in sorted(cuda, key=lambda h: (h["base"], -h["since"], not h.get("ptsz", False))):
         ptsz = int(h.get("ptsz", False))
         hook = f"&hooks[VGPU_HOOK_{h['name']}]"
         lines.append(f'\t{{"{h["base"]}", {hook}, {h["since"]}, {ptsz}}},')

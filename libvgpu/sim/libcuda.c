@@ -373,6 +373,11 @@ SIM CUresult cuCtxDestroy(CUcontext context)
 	return cuCtxDestroy_v2(context);
 }
 
+CUcontext sim_primary(CUdevice device)
+{
+	return &primaries[device];
+}
+
 SIM CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device)
 {
 	CUcontext primary;

@@ -26,6 +26,9 @@ CUresult sim_ready(void);
 int sim_card_of(CUdevice device);
 CUcontext sim_current(void);
 CUresult sim_usable(CUcontext *context);
+CUcontext sim_primary(CUdevice device);
+/* As cuMemAlloc_v2, but on a card and for a context that need not be current. */
+CUresult sim_allocate(int card, CUcontext owner, CUdeviceptr *pointer, size_t bytes, int map_flags);
 bool sim_mapped(CUdeviceptr start, size_t bytes); /* with sim_mutex held */
 void sim_free_all(CUcontext context);             /* with sim_mutex held */
 

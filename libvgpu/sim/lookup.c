@@ -62,19 +62,21 @@ SIM CUresult cuGetErrorString(CUresult error, const char **text)
 	return error_text(error, text, false);
 }
 
-#define ONE(name, since) {#name, (void *)&name, since}
-#define TWO(name, since, since_v2)                                                                 \
-	{#name, (void *)&name, since},                                                             \
+#define ONE(name, since) {#name, (void *)&name, since, false}
+#define TWO(name, since, since_v2) ONE(name, since), SECOND(name, since_v2)
+#define SECOND(name, since) {#name, (void *)&name##_v2, since, false}
+#define PER_THREAD(name, since)                                                                    \
+	ONE(name, since),                                                                          \
 	{                                                                                          \
-		#name, (void *)&name##_v2, since_v2                                                \
+		#name, (void *)&name##_ptsz, since, true                                           \
 	}
-#define SECOND(name, since) {#name, (void *)&name##_v2, since}
 
 /* Later entries of one name are newer. */
 static const struct {
 	const char *name;
 	void *function;
 	int since;
+	bool per_thread; /* only if asked for per-thread default streams */
 } functions[] = {
 	ONE(cuInit, 2000),
 	ONE(cuDriverGetVersion, 2020),
@@ -93,8 +95,8 @@ static const struct {
 	TWO(cuDevicePrimaryCtxSetFlags, 7000, 11000),
 	ONE(cuDevicePrimaryCtxGetState, 7000),
 	TWO(cuCtxCreate, 2000, 3020),
-	{"cuCtxCreate", (void *)&cuCtxCreate_v3, 11040},
-	{"cuCtxCreate", (void *)&cuCtxCreate_v4, 12050},
+	{"cuCtxCreate", (void *)&cuCtxCreate_v3, 11040, false},
+	{"cuCtxCreate", (void *)&cuCtxCreate_v4, 12050, false},
 	TWO(cuCtxDestroy, 2000, 4000),
 	ONE(cuCtxGetCurrent, 4000),
 	ONE(cuCtxSetCurrent, 4000),
@@ -117,6 +119,12 @@ static const struct {
 	ONE(cuMemMap, 10020),
 	ONE(cuMemUnmap, 10020),
 	ONE(cuMemSetAccess, 10020),
+	PER_THREAD(cuMemAllocAsync, 11020),
+	PER_THREAD(cuMemAllocFromPoolAsync, 11020),
+	PER_THREAD(cuMemFreeAsync, 11020),
+	ONE(cuDeviceGetDefaultMemPool, 11020),
+	ONE(cuMemPoolCreate, 11020),
+	ONE(cuMemPoolDestroy, 11020),
 	TWO(cuMemGetInfo, 2000, 3020),
 	SECOND(cuMemcpyHtoD, 3020),
 	SECOND(cuMemcpyDtoH, 3020),
@@ -128,6 +136,7 @@ static const struct {
 	ONE(cuModuleGetFunction, 2000),
 	ONE(cuLaunchKernel, 4000),
 	ONE(cuStreamCreate, 2000),
+	ONE(cuStreamGetCtx, 9020),
 	TWO(cuStreamDestroy, 2000, 4000),
 	ONE(cuStreamSynchronize, 2000),
 	ONE(cuStreamQuery, 2000),
@@ -157,7 +166,9 @@ SIM CUresult cuGetProcAddress_v2(const char *symbol, void **function, int versio
 		if (strcmp(functions[i].name, symbol) != 0)
 			continue;
 		known = true;
-		if (functions[i].since <= version)
+		if (functions[i].since <= version &&
+		    (!functions[i].per_thread ||
+		     (flags & CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM)))
 			*function = functions[i].function;
 	}
 	if (status) /* SUCCESS, VERSION_NOT_SUFFICIENT, SYMBOL_NOT_FOUND */

@@ -15,7 +15,8 @@
 struct allocation {
 	CUdeviceptr address;
 	size_t bytes, charged;
-	CUcontext context;
+	int card;
+	CUcontext context; /* takes it along when it ends */
 };
 
 static struct allocation *allocations;
@@ -33,7 +34,7 @@ static void drop(size_t i)
 	struct allocation *gone = &allocations[i];
 
 	munmap((void *)gone->address, gone->bytes); // NOLINT(performance-no-int-to-ptr)
-	sim_free(gone->context->card, gone->charged);
+	sim_free(gone->card, gone->charged);
 	*gone = allocations[--count];
 }
 
@@ -44,15 +45,12 @@ void sim_free_all(CUcontext context)
 			drop(i);
 }
 
-static CUresult allocate(CUdeviceptr *pointer, size_t bytes, int map_flags)
+CUresult sim_allocate(int card, CUcontext owner, CUdeviceptr *pointer, size_t bytes, int map_flags)
 {
-	CUcontext context;
-	CUresult result = sim_usable(&context);
+	CUresult result = CUDA_SUCCESS;
 	void *memory;
 	int error;
 
-	if (result != CUDA_SUCCESS)
-		return result;
 	if (!pointer || !bytes)
 		return CUDA_ERROR_INVALID_VALUE;
 	if (bytes > (size_t)1 << 48)
@@ -69,23 +67,33 @@ static CUresult allocate(CUdeviceptr *pointer, size_t bytes, int map_flags)
 		allocations = grown;
 		capacity = bigger;
 	}
-	error = sim_alloc(context->card, charge_of(bytes));
+	error = sim_alloc(card, charge_of(bytes));
 	if (error != 0) {
 		result = error == -ENOMEM ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_OPERATING_SYSTEM;
 	} else {
 		memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
 			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | map_flags, -1, 0);
 		if (memory == MAP_FAILED) {
-			sim_free(context->card, charge_of(bytes));
+			sim_free(card, charge_of(bytes));
 			result = CUDA_ERROR_OUT_OF_MEMORY;
 		} else {
 			*pointer = (CUdeviceptr)memory;
 			allocations[count++] =
-				(struct allocation){*pointer, bytes, charge_of(bytes), context};
+				(struct allocation){*pointer, bytes, charge_of(bytes), card, owner};
 		}
 	}
 	pthread_mutex_unlock(&sim_mutex);
 	return result;
+}
+
+static CUresult allocate(CUdeviceptr *pointer, size_t bytes, int map_flags)
+{
+	CUcontext context;
+	CUresult result = sim_usable(&context);
+
+	return result != CUDA_SUCCESS
+		       ? result
+		       : sim_allocate(context->card, context, pointer, bytes, map_flags);
 }
 
 SIM CUresult cuMemAlloc_v2(CUdeviceptr *pointer, size_t bytes)

@@ -143,6 +143,19 @@ SIM CUresult cuStreamCreate(CUstream *stream, unsigned int flags)
 	return CUDA_SUCCESS;
 }
 
+SIM CUresult cuStreamGetCtx(CUstream stream, CUcontext *context)
+{
+	CUcontext current;
+	CUresult result = sim_usable(&current);
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	if (!context)
+		return CUDA_ERROR_INVALID_VALUE;
+	*context = (uintptr_t)stream <= 2 ? current : stream->context;
+	return CUDA_SUCCESS;
+}
+
 SIM CUresult cuStreamDestroy_v2(CUstream stream)
 {
 	if (sim_ready())

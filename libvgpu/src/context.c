@@ -10,6 +10,11 @@
 /* The primary context of each device, since its reset names only the device. */
 static CUcontext primaries[KNOWN_DEVICES];
 
+CUcontext vgpu_primary_context(CUdevice device)
+{
+	return device >= 0 && device < KNOWN_DEVICES ? atomic_load(&primaries[device]) : NULL;
+}
+
 static void forget(CUcontext context)
 {
 	struct vgpu_pointer pointer;

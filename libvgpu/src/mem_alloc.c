@@ -55,25 +55,32 @@ static CUresult before(struct vgpu_card **card, uint64_t charge)
 }
 
 /* After it: what the driver gave is on the books, or is the driver's again. */
-static CUresult after(struct vgpu_card *card, uint64_t charge, CUresult result, uint64_t address)
+CUresult vgpu_charged(const struct vgpu_pointer *pointer, CUresult result)
 {
 	__typeof__(&cuMemFree_v2) undo = VGPU_REAL(cuMemFree_v2);
-	struct vgpu_pointer pointer = {.address = address, .bytes = charge, .card = card};
 
-	if (!card)
+	if (!pointer->card)
 		return result;
 	if (result == CUDA_SUCCESS) {
-		pointer.context = current_context();
-		if (vgpu_pointer_add(VGPU_POINTERS, &pointer) == 0)
+		if (vgpu_pointer_add(VGPU_POINTERS, pointer) == 0)
 			return CUDA_SUCCESS;
 		if (undo)
-			undo(address);
+			undo(pointer->address);
 		result = CUDA_ERROR_OUT_OF_MEMORY;
 	} else if (result == CUDA_ERROR_OUT_OF_MEMORY) {
-		vgpu_count_driver_oom(card);
+		vgpu_count_driver_oom(pointer->card);
 	}
-	vgpu_release(card, charge);
+	vgpu_release(pointer->card, pointer->bytes);
 	return result;
+}
+
+static CUresult after(struct vgpu_card *card, uint64_t charge, CUresult result, uint64_t address)
+{
+	struct vgpu_pointer pointer = {.address = address, .bytes = charge, .card = card};
+
+	if (card && result == CUDA_SUCCESS)
+		pointer.context = current_context();
+	return vgpu_charged(&pointer, result);
 }
 
 VGPU_EXPORT CUresult cuMemAlloc_v2(CUdeviceptr *pointer, size_t bytes)

@@ -172,8 +172,7 @@ VGPU_EXPORT CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *h
 	if (result != CUDA_SUCCESS || !handle || vgpu_state() != VGPU_ON)
 		return result;
 	vgpu_lock(&lock);
-	if (vgpu_pointer_take(VGPU_HANDLES, key(*handle), &entry)) {
-		vgpu_pointer_add(VGPU_HANDLES, &entry);
+	if (vgpu_pointer_find(VGPU_HANDLES, key(*handle), &entry)) {
 		hold(entry.owner);
 		add_reference(*handle, entry.owner);
 	} else if (vgpu_pointer_find_around(VGPU_MAPPINGS, (uintptr_t)address, &entry) &&
@@ -198,8 +197,7 @@ VGPU_EXPORT CUresult cuMemMap(CUdeviceptr pointer, size_t bytes, size_t offset,
 	if (vgpu_state() != VGPU_ON)
 		return real(pointer, bytes, offset, handle, flags);
 	vgpu_lock(&lock);
-	if (vgpu_pointer_take(VGPU_HANDLES, key(handle), &entry)) {
-		vgpu_pointer_add(VGPU_HANDLES, &entry);
+	if (vgpu_pointer_find(VGPU_HANDLES, key(handle), &entry)) {
 		mapping.owner = entry.owner;
 		hold(entry.owner);
 	}

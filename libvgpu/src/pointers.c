@@ -101,7 +101,8 @@ static void erase(struct shard *shard, size_t gap)
 	shard->count--;
 }
 
-bool vgpu_pointer_take(enum vgpu_table table, uint64_t address, struct vgpu_pointer *pointer)
+static bool look_up(enum vgpu_table table, uint64_t address, struct vgpu_pointer *pointer,
+		    bool take)
 {
 	struct shard *shard = shard_of(table, address);
 	bool found = false;
@@ -115,13 +116,23 @@ bool vgpu_pointer_take(enum vgpu_table table, uint64_t address, struct vgpu_poin
 		while (shard->places[i].address && shard->places[i].address != address)
 			i = (i + 1) & (shard->capacity - 1);
 		found = shard->places[i].address == address;
-		if (found) {
+		if (found)
 			*pointer = shard->places[i];
+		if (found && take)
 			erase(shard, i);
-		}
 	}
 	vgpu_unlock(&shard->lock);
 	return found;
+}
+
+bool vgpu_pointer_take(enum vgpu_table table, uint64_t address, struct vgpu_pointer *pointer)
+{
+	return look_up(table, address, pointer, true);
+}
+
+bool vgpu_pointer_find(enum vgpu_table table, uint64_t address, struct vgpu_pointer *pointer)
+{
+	return look_up(table, address, pointer, false);
 }
 
 /* Some pointer of a context that is gone. Contexts die rarely: a search will do. */

@@ -139,16 +139,22 @@ void vgpu_count_unhooked(void);
 /* false = the card is not limited; else its limit and what is used of it */
 bool vgpu_card_usage(struct vgpu_card *card, uint64_t *limit, uint64_t *used);
 
+/* ---- context.c: the device's primary context, once retained, or NULL */
+CUcontext vgpu_primary_context(CUdevice device);
+
 /* ---- mem_alloc.c */
+struct vgpu_pointer;
 uint64_t vgpu_charge_of(uint64_t bytes);
 CUresult vgpu_charge(struct vgpu_card *card, uint64_t charge);
+CUresult vgpu_charged(const struct vgpu_pointer *pointer, CUresult result);
 
 /* ---- pointers.c: what each device pointer was charged */
 enum vgpu_table {
 	VGPU_POINTERS,
-	VGPU_HANDLES, /* the last three: see mem_virtual.c */
+	VGPU_HANDLES, /* these three: see mem_virtual.c */
 	VGPU_MAPPINGS,
 	VGPU_ALLOCATIONS,
+	VGPU_POOLS, /* see mem_async.c */
 	VGPU_TABLE_COUNT,
 };
 struct vgpu_pointer {
@@ -160,6 +166,7 @@ struct vgpu_pointer {
 };
 int vgpu_pointer_add(enum vgpu_table table, const struct vgpu_pointer *pointer);
 bool vgpu_pointer_take(enum vgpu_table table, uint64_t address, struct vgpu_pointer *pointer);
+bool vgpu_pointer_find(enum vgpu_table table, uint64_t address, struct vgpu_pointer *pointer);
 bool vgpu_pointer_find_around(enum vgpu_table table, uint64_t address,
 			      struct vgpu_pointer *pointer);
 bool vgpu_pointer_take_context(CUcontext context, struct vgpu_pointer *pointer);

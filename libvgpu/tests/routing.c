@@ -25,6 +25,14 @@ static const char *const cuda_names[] = {"cuInit",
 					 "cuMemRetainAllocationHandle",
 					 "cuMemMap",
 					 "cuMemUnmap",
+					 "cuMemAllocAsync",
+					 "cuMemAllocAsync_ptsz",
+					 "cuMemAllocFromPoolAsync",
+					 "cuMemAllocFromPoolAsync_ptsz",
+					 "cuMemFreeAsync",
+					 "cuMemFreeAsync_ptsz",
+					 "cuMemPoolCreate",
+					 "cuMemPoolDestroy",
 					 "cuMemGetInfo",
 					 "cuMemGetInfo_v2",
 					 "cuDeviceTotalMem",
@@ -85,6 +93,8 @@ static void by_procaddress(void)
 		     {"cuMemRetainAllocationHandle", "cuMemRetainAllocationHandle", 11000},
 		     {"cuMemMap", "cuMemMap", 10020},
 		     {"cuMemUnmap", "cuMemUnmap", 10020},
+		     {"cuMemPoolCreate", "cuMemPoolCreate", 11020},
+		     {"cuMemPoolDestroy", "cuMemPoolDestroy", 11020},
 		     {"cuMemGetInfo", "cuMemGetInfo_v2", 11030},
 		     {"cuDeviceTotalMem", "cuDeviceTotalMem_v2", 13000},
 		     {"cuGetProcAddress", "cuGetProcAddress", 11030},
@@ -93,6 +103,8 @@ static void by_procaddress(void)
 		     {"cuCtxDestroy", "cuCtxDestroy_v2", 4000},
 		     {"cuDevicePrimaryCtxRelease", "cuDevicePrimaryCtxRelease", 10000},
 		     {"cuDevicePrimaryCtxRelease", "cuDevicePrimaryCtxRelease_v2", 11000}};
+	static const char *const per_thread[] = {"cuMemAllocAsync", "cuMemAllocFromPoolAsync",
+						 "cuMemFreeAsync"};
 	void *function = NULL;
 	int status = -1;
 
@@ -107,6 +119,17 @@ static void by_procaddress(void)
 		}
 		OK(cuGetProcAddress(cases[i].base, &function, cases[i].version, 0));
 		CHECK(function == expected);
+	}
+	for (size_t i = 0; i < sizeof(per_thread) / sizeof(char *); i++) {
+		char name[64];
+
+		snprintf(name, sizeof(name), "%s_ptsz", per_thread[i]);
+		for (cuuint64_t flags = 0; flags < 3; flags++) {
+			OK(cuGetProcAddress_v2(per_thread[i], &function, 13000, flags, &status));
+			CHECK(function == dlsym(RTLD_DEFAULT, flags == 2 ? name : per_thread[i]));
+		}
+		OK(cuGetProcAddress_v2(per_thread[i], &function, 11010, 2, &status));
+		CHECK(!function && status == 2);
 	}
 	/* The driver's refusals stay as they are. */
 	OK(cuGetProcAddress_v2("cuMemAlloc", &function, 1000, 0, &status));

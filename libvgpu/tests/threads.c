@@ -34,6 +34,48 @@ static void *work(void *argument)
 	return NULL;
 }
 
+/* Maps memory whose handle is released at once, so that threads are given each
+ * other's handle values all the time. */
+static CUdeviceptr map_memory(uint64_t mib)
+{
+	CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+				    .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
+	CUmemGenericAllocationHandle handle, again;
+	CUdeviceptr pointer;
+
+	if (cuMemCreate(&handle, mib * MIB, &prop, 0) != CUDA_SUCCESS)
+		return 0;
+	OK(cuMemAddressReserve(&pointer, mib * MIB, 0, 0, 0));
+	OK(cuMemMap(pointer, mib * MIB, 0, handle, 0));
+	OK(cuMemRelease(handle));
+	OK(cuMemRetainAllocationHandle(&again, (void *)(uintptr_t)(pointer + MIB)));
+	OK(cuMemRelease(again));
+	return pointer;
+}
+
+static void *work_by_other_calls(void *argument)
+{
+	uint64_t seed = (uint64_t)(uintptr_t)argument;
+	CUdeviceptr pointer;
+
+	use_gpu();
+	for (int round = 0; round < ROUNDS; round++) {
+		uint64_t mib = (1 + (seed >> 40) % 64) * 2;
+
+		seed = seed * 6364136223846793005u + 1442695040888963407u;
+		if (round % 2) {
+			pointer = map_memory(mib);
+			if (pointer) {
+				OK(cuMemUnmap(pointer, mib * MIB));
+				OK(cuMemAddressFree(pointer, mib * MIB));
+			}
+		} else if (cuMemAllocAsync(&pointer, mib * MIB, NULL) == CUDA_SUCCESS) {
+			OK(round % 4 ? cuMemFree_v2(pointer) : cuMemFreeAsync(pointer, NULL));
+		}
+	}
+	return NULL;
+}
+
 int main(void)
 {
 	pthread_t threads[THREADS];
@@ -49,5 +91,13 @@ int main(void)
 	IS(region->devices[0].used_bytes, 0);
 	CHECK(region->devices[0].peak_bytes <= 3000 * MIB);
 	CHECK(region->devices[0].peak_bytes > 0);
+	for (uintptr_t i = 0; i < THREADS; i++)
+		OK(pthread_create(&threads[i], NULL, work_by_other_calls, (void *)(i + 1)));
+	for (int i = 0; i < THREADS; i++)
+		OK(pthread_join(threads[i], NULL));
+	IS(region->devices[0].used_bytes, 0);
+	CHECK(region->devices[0].peak_bytes <= 3000 * MIB);
+	use_gpu();
+	OK(cuMemFree_v2(must_alloc(3000)));
 	return 0;
 }

@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Memory in the order of a stream: charged to the card of the pool or of the
+ * stream, and given back by whichever function frees it. */
+#include "world.h"
+
+static struct channel talk;
+
+static uint64_t used(const char *grant)
+{
+	return world_region(grant)->devices[0].used_bytes;
+}
+
+static void limit(void)
+{
+	CUdeviceptr pointer, rest, refused = 0xabc;
+	CUstream stream;
+
+	use_gpu();
+	OK(cuStreamCreate(&stream, 0));
+	OK(cuMemAllocAsync(&pointer, 2998 * MIB, stream));
+	IS(used("uid_gpu"), 2998 * MIB);
+	IS(cuMemAllocAsync(&refused, 2 * MIB + 1, stream), CUDA_ERROR_OUT_OF_MEMORY);
+	IS(cuMemAllocAsync_ptsz(&refused, 2 * MIB + 1, NULL), CUDA_ERROR_OUT_OF_MEMORY);
+	IS(cuMemAlloc_v2(&refused, 2 * MIB + 1), CUDA_ERROR_OUT_OF_MEMORY);
+	IS(cuMemAllocAsync(&refused, 0, stream), CUDA_ERROR_INVALID_VALUE);
+	IS(cuMemAllocAsync(NULL, MIB, stream), CUDA_ERROR_INVALID_VALUE);
+	IS(cuMemAllocAsync(&refused, SIZE_MAX, stream), CUDA_ERROR_OUT_OF_MEMORY);
+	IS(refused, 0xabc);
+	OK(cuMemAllocAsync_ptsz(&rest, 2 * MIB, NULL));
+	IS(used("uid_gpu"), 3000 * MIB);
+	OK(cuMemFreeAsync_ptsz(rest, NULL));
+	OK(cuMemFreeAsync(pointer, stream));
+	IS(used("uid_gpu"), 0);
+	IS(cuMemFreeAsync(pointer, stream), CUDA_ERROR_INVALID_VALUE);
+	IS(cuMemFreeAsync(0x1234, stream), CUDA_ERROR_INVALID_VALUE);
+	/* Either kind of memory may be freed either way. */
+	OK(cuMemAllocAsync(&pointer, 100 * MIB, stream));
+	OK(cuMemFree_v2(pointer));
+	IS(used("uid_gpu"), 0);
+	OK(cuMemFreeAsync(must_alloc(100), stream));
+	IS(used("uid_gpu"), 0);
+	IS(cuMemFree_v2(pointer), CUDA_ERROR_INVALID_VALUE);
+	IS(used("uid_gpu"), 0);
+}
+
+static void pools(void)
+{
+	CUmemPoolProps props = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
+				.location = {CU_MEM_LOCATION_TYPE_DEVICE, 1}};
+	CUdeviceptr first, second, refused = 0xabc;
+	CUmemoryPool made, standard, host;
+
+	use_gpu(); /* the first card's context; the pools are the second's */
+	OK(cuMemPoolCreate(&made, &props));
+	OK(cuDeviceGetDefaultMemPool(&standard, 1));
+	OK(cuMemAllocFromPoolAsync(&first, 60 * MIB, made, NULL));
+	OK(cuMemAllocFromPoolAsync_ptsz(&second, 30 * MIB, standard, NULL));
+	IS(used("uid_second"), 90 * MIB);
+	IS(used("uid_gpu"), 0);
+	IS(cuMemAllocFromPoolAsync(&refused, 12 * MIB, made, NULL), CUDA_ERROR_OUT_OF_MEMORY);
+	IS(cuMemAllocFromPoolAsync(&refused, 12 * MIB, standard, NULL), CUDA_ERROR_OUT_OF_MEMORY);
+	IS(cuMemAllocFromPoolAsync(&refused, MIB, NULL, NULL), CUDA_ERROR_INVALID_VALUE);
+	IS(refused, 0xabc);
+	IS(cuMemPoolDestroy(standard), CUDA_ERROR_INVALID_VALUE);
+	OK(cuMemPoolDestroy(made));
+	IS(cuMemPoolDestroy(made), CUDA_ERROR_INVALID_VALUE);
+	IS(cuMemAllocFromPoolAsync(&refused, MIB, made, NULL), CUDA_ERROR_INVALID_VALUE);
+	IS(used("uid_second"), 90 * MIB);
+	OK(cuMemFreeAsync(first, NULL));
+	OK(cuMemFree_v2(second));
+	IS(used("uid_second"), 0);
+	IS(used("uid_gpu"), 0);
+	/* The host's memory is no card's: whatever the driver says, it is not refused here. */
+	props.location.type = CU_MEM_LOCATION_TYPE_HOST;
+	OK(cuMemPoolCreate(&host, &props));
+	IS(cuMemAllocFromPoolAsync(&refused, 4000 * MIB, host, NULL), CUDA_ERROR_NOT_SUPPORTED);
+	IS(used("uid_gpu"), 0);
+}
+
+static void contexts(void)
+{
+	CUcontext primary, own, current;
+	CUdeviceptr pointer, kept, refused = 0xabc;
+	CUstream stream;
+
+	use_gpu();
+	OK(cuCtxGetCurrent(&primary));
+	OK(cuCtxCreate_v2(&own, 0, 1));
+	OK(cuStreamCreate(&stream, 0));
+	OK(cuCtxSetCurrent(primary));
+	/* The stream says where, not the current context. */
+	OK(cuMemAllocAsync(&pointer, 60 * MIB, stream));
+	IS(used("uid_second"), 60 * MIB);
+	IS(used("uid_gpu"), 0);
+	IS(cuMemAllocAsync(&refused, 60 * MIB, stream), CUDA_ERROR_OUT_OF_MEMORY);
+	OK(cuCtxGetCurrent(&current));
+	CHECK(current == primary);
+	OK(cuStreamDestroy_v2(stream));
+	OK(cuCtxDestroy_v2(own));
+	IS(used("uid_second"), 60 * MIB);
+	OK(cuMemFreeAsync(pointer, NULL));
+	IS(used("uid_second"), 0);
+	OK(cuMemAllocAsync(&kept, 60 * MIB, NULL));
+	IS(used("uid_gpu"), 60 * MIB);
+	OK(cuDevicePrimaryCtxReset_v2(0));
+	IS(used("uid_gpu"), 0);
+	use_gpu();
+	IS(cuMemFreeAsync(kept, NULL), CUDA_ERROR_INVALID_VALUE);
+	IS(used("uid_gpu"), 0);
+}
+
+static void hold(void)
+{
+	CUdeviceptr pointer;
+
+	use_gpu();
+	OK(cuMemAllocAsync(&pointer, 2000 * MIB, NULL));
+	channel_tell(talk.up[1]);
+	channel_hear(talk.down[0]);
+}
+
+static void beside(void)
+{
+	CUdeviceptr pointer;
+
+	use_gpu();
+	IS(cuMemAllocAsync(&pointer, 1002 * MIB, NULL), CUDA_ERROR_OUT_OF_MEMORY);
+	OK(cuMemAllocAsync(&pointer, 1000 * MIB, NULL));
+	IS(used("uid_gpu"), 3000 * MIB);
+}
+
+int main(void)
+{
+	int child;
+
+	world();
+	world_grant("uid_gpu", CARD_A, 3000, NULL, 0);
+	world_grant("uid_second", CARD_B, 100, NULL, 0);
+	channel_open(&talk);
+	OK(in_child(limit));
+	OK(in_child(pools));
+	OK(in_child(contexts));
+	child = start_child(hold);
+	channel_hear(talk.up[0]);
+	OK(in_child(beside));
+	channel_tell(talk.down[1]);
+	OK(wait_child(child));
+	use_gpu();
+	OK(cuMemFree_v2(must_alloc(3000)));
+	return 0;
+}
