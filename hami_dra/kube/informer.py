@@ -26,6 +26,10 @@ _BACKOFF_SECONDS: Final = (0.2, 10.0)
 Handler = Callable[[str, dict[str, Any]], None]
 """Called with "ADDED", "MODIFIED" or "DELETED" and the object, in the informer's task."""
 
+Keep = Callable[[dict[str, Any]], dict[str, Any] | None]
+"""Returns what is stored of an object, ``None`` to leave it out. The metadata's namespace, name and
+resourceVersion must stay."""
+
 
 @dataclass(frozen=True)
 class InformerStatistics:
@@ -55,7 +59,20 @@ class Informer:
         field_selector: str = "",
         label_selector: str = "",
         handler: Handler | None = None,
+        keep: Keep | None = None,
     ) -> None:
+        """Prepare; `run` starts.
+
+        Args:
+            api: Where the objects are.
+            resource: Their kind.
+            namespace: One namespace, or all.
+            field_selector: Kubernetes field selector.
+            label_selector: Kubernetes label selector.
+            handler: Hears of every change, after it is in the store.
+            keep: What is stored, and told to the handler, instead of whole objects. An object
+                that is no longer kept counts as deleted.
+        """
         self.store: dict[tuple[str, str], dict[str, Any]] = {}
         self.synced = asyncio.Event()
         self.changed = asyncio.Event()
@@ -65,6 +82,7 @@ class Informer:
         self._field_selector = field_selector
         self._label_selector = label_selector
         self._handler = handler
+        self._keep = keep
         self._lists = 0
         self._events = 0
         self._errors = 0
@@ -110,7 +128,7 @@ class Informer:
             from_cache=True,
         )
         self._lists += 1
-        fresh = {_key(item): item for item in items}
+        fresh = {_key(item): item for item in map(self._shorten, items) if item is not None}
         for key in [key for key in self.store if key not in fresh]:
             self._apply("DELETED", self.store[key])
         for key, item in fresh.items():
@@ -155,10 +173,22 @@ class Informer:
                         )
                     version = _version(item) or version
                     if kind in {"ADDED", "MODIFIED", "DELETED"}:
-                        self._apply(str(kind), item)
+                        self._follow(str(kind), item)
         except GoneError:
             return ""
         return version
+
+    def _shorten(self, item: dict[str, Any]) -> dict[str, Any] | None:
+        return item if self._keep is None else self._keep(item)
+
+    def _follow(self, kind: str, item: dict[str, Any]) -> None:
+        kept = self._shorten(item)
+        if kept is not None:
+            self._apply(kind, kept)
+            return
+        known = self.store.get(_key(item))
+        if known is not None:
+            self._apply("DELETED", known)
 
     def _apply(self, kind: str, item: dict[str, Any]) -> None:
         self._events += 1

@@ -2,16 +2,16 @@
 
 It knows nothing of any kind: objects are stored by path. What it does as the real one does:
 resourceVersions, UIDs, generateName, optimistic locking, delete preconditions, merge patch,
-server-side apply (as a deep merge; no field ownership), field selectors on plain paths, watches
-with bookmarks and 410, dry-run. What it does not: validation, defaulting, authorization; those are
-tested on the real API server (tests/cluster).
+server-side apply (as a deep merge; no field ownership), field selectors on plain paths, label
+selectors by equality, watches with bookmarks and 410, dry-run. What it does not: validation,
+defaulting, authorization; those are tested on the real API server (tests/cluster).
 """
 
 import asyncio
 import copy
 import itertools
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Self
 
@@ -171,7 +171,7 @@ class FakeCluster:
         items = [
             item
             for key, item in sorted(self._objects.items())
-            if _belongs(key, path) and _selected(item, request.query.get("fieldSelector", ""))
+            if _belongs(key, path) and _selected(item, request.query)
         ]
         return web.json_response(
             {"kind": "List", "metadata": {"resourceVersion": str(self._version)}, "items": items}
@@ -222,17 +222,16 @@ class FakeCluster:
 
     async def _watch(self, request: web.Request, path: str) -> web.StreamResponse:
         since = int(request.query.get("resourceVersion") or 0)
-        selector = request.query.get("fieldSelector", "")
         if since < self._oldest:
             return _status(410, "too old resource version", "Expired")
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
         with suppress(ClientConnectionResetError):  # the client may leave at any time
-            await self._follow(response, path, selector, since)
+            await self._follow(response, path, request.query, since)
         return response
 
     async def _follow(
-        self, response: web.StreamResponse, path: str, selector: str, since: int
+        self, response: web.StreamResponse, path: str, query: Mapping[str, str], since: int
     ) -> None:
         while not self._closing:
             async with self._moved:
@@ -246,7 +245,7 @@ class FakeCluster:
                 await _send(response, "ERROR", {"kind": "Status", "code": 410, "message": "gone"})
                 break
             for _, kind, key, item in fresh:
-                if _belongs(key, path) and _selected(item, selector):
+                if _belongs(key, path) and _selected(item, query):
                     await _send(response, kind, item)
             await _send(response, "BOOKMARK", {"metadata": {"resourceVersion": str(since)}})
 
@@ -292,8 +291,13 @@ def _belongs(key: str, collection: str) -> bool:
     ) + "/" + "/".join(parts[2:-1])
 
 
-def _selected(item: Object, selector: str) -> bool:
-    for term in filter(None, selector.split(",")):
+def _selected(item: Object, query: Mapping[str, str]) -> bool:
+    labels = item.get("metadata", {}).get("labels") or {}
+    for term in filter(None, query.get("labelSelector", "").split(",")):
+        name, _, value = term.partition("=")
+        if labels.get(name) != value.lstrip("="):
+            return False
+    for term in filter(None, query.get("fieldSelector", "").split(",")):
         field, _, value = term.partition("=")
         found: Any = item
         for part in field.split("."):

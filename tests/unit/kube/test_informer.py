@@ -60,6 +60,58 @@ async def test_field_selector_keeps_other_nodes_out() -> None:
             await until(informer, {"mine"})
 
 
+async def test_label_selector_keeps_other_objects_out() -> None:
+    async with FakeCluster() as cluster:
+        mine = slice_named("mine")
+        mine["metadata"]["labels"] = {"owner": "me"}
+        await cluster.put(SLICES, mine)
+        await cluster.put(SLICES, slice_named("theirs"))
+
+        async with running(Informer(cluster.api(), SLICES, label_selector="owner=me")) as informer:
+            await until(informer, {"mine"})
+            await cluster.put(SLICES, slice_named("theirs-too"))
+            await cluster.put(SLICES, {**mine, "metadata": {**mine["metadata"], "name": "other"}})
+            await until(informer, {"mine", "other"})
+
+
+def _keep_mine(item: dict[str, Any]) -> dict[str, Any] | None:
+    return {"metadata": item["metadata"]} if item["spec"]["nodeName"] == "mine" else None
+
+
+async def test_only_what_is_kept_is_stored_and_told() -> None:
+    async with FakeCluster() as cluster:
+        await cluster.put(SLICES, slice_named("a", "mine"))
+        await cluster.put(SLICES, slice_named("b", "theirs"))
+        told: list[tuple[str, dict[str, Any]]] = []
+        informer = Informer(
+            cluster.api(),
+            SLICES,
+            keep=_keep_mine,
+            handler=lambda kind, item: told.append((kind, item)),
+        )
+
+        async with running(informer):
+            await until(informer, {"a"})
+            assert set(informer.store["", "a"]) == {"metadata"}
+            await cluster.put(SLICES, slice_named("c", "theirs"))
+            await cluster.put(SLICES, slice_named("b", "mine"))
+            await until(informer, {"a", "b"})
+            # Given away, which is as good as deleted; then really deleted, which is no news.
+            await cluster.put(SLICES, slice_named("a", "theirs"))
+            await until(informer, {"b"})
+            await cluster.remove(SLICES, "a")
+            await cluster.remove(SLICES, "b")
+            await until(informer, set())
+
+        assert [(kind, item["metadata"]["name"]) for kind, item in told] == [
+            ("ADDED", "a"),
+            ("MODIFIED", "b"),
+            ("DELETED", "a"),
+            ("DELETED", "b"),
+        ]
+        assert all(set(item) == {"metadata"} for _, item in told)
+
+
 async def test_compacted_history_is_listed_again_and_deletions_are_noticed() -> None:
     async with FakeCluster() as cluster:
         await cluster.put(SLICES, slice_named("a"))
