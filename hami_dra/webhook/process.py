@@ -9,11 +9,11 @@ import structlog
 
 from hami_dra.contract.settings import DEFAULT_SETTINGS, AdmissionSettings
 from hami_dra.kube import Api, connect
+from hami_dra.kube.inventory import Inventory
 from hami_dra.service.clock import SystemClock
 from hami_dra.service.http import Readiness, serve_health
 from hami_dra.service.supervise import Supervisor
 from hami_dra.webhook.certs import ServingCertificate
-from hami_dra.webhook.inventory import Inventory
 from hami_dra.webhook.metrics import WebhookMetrics
 from hami_dra.webhook.mutate import PodReviewer
 from hami_dra.webhook.server import build_app, serve_reviews

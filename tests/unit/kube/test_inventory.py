@@ -4,10 +4,10 @@ import asyncio
 from typing import Any
 
 from hami_dra.contract.names import DRIVER_NAME
+from hami_dra.kube.inventory import Inventory
 from hami_dra.kube.objects import SLICES
 from hami_dra.policy.fit import Card
 from hami_dra.testing.fakecluster import FakeCluster
-from hami_dra.webhook.inventory import Inventory
 
 
 def _slice(name: str, pool: str, *memory: str) -> dict[str, Any]:

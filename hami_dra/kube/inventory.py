@@ -7,8 +7,8 @@ of an outdated pool generation counts until its node removes it.
 from typing import Any
 
 from hami_dra.contract.names import DRIVER_NAME
-from hami_dra.kube import Api, Informer
-from hami_dra.kube.objects import SLICES
+from hami_dra.kube.informer import Informer
+from hami_dra.kube.objects import SLICES, Api
 from hami_dra.policy.fit import Card, NodeCards, read_cards
 
 
