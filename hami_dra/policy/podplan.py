@@ -13,11 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from hami_dra.contract.errors import RetryError, UserError
-from hami_dra.contract.names import (
-    ANNOTATION_ORIGINAL_REQUEST,
-    POD_CLAIM_NAME,
-    TEMPLATE_NAME_PREFIX,
-)
+from hami_dra.contract.names import ANNOTATION_ORIGINAL_REQUEST, POD_CLAIM_NAME
 from hami_dra.contract.settings import DEFAULT_SETTINGS, AdmissionSettings
 from hami_dra.policy import podpatch
 from hami_dra.policy.dialects import read_request
@@ -27,9 +23,8 @@ from hami_dra.policy.percentage import list_alternatives, warn_percentage
 from hami_dra.policy.placement import choose_index, warn_preferences
 from hami_dra.policy.podview import PodView, list_places, view_pod
 from hami_dra.policy.request import PodRequest
-from hami_dra.policy.templates import build_template
+from hami_dra.policy.templates import build_template, is_template_name
 
-_OWN_TEMPLATE: Final = re.compile(rf"{re.escape(TEMPLATE_NAME_PREFIX)}-[0-9a-f]{{16}}")
 _DNS_LABEL: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 
 Original = dict[str, dict[str, dict[str, Any]]]
@@ -79,7 +74,7 @@ def plan_pod(
     if request is None:
         return _plan_without_keys(pod, view) if settings.nvidia.overwrite_env else None
     source = pod
-    original = _find_own_rewrite(view)
+    original = find_own_rewrite(view)
     if original is not None:
         source = podpatch.restore_pod(pod, original)
         request = read_request(view_pod(source), settings) or request
@@ -140,7 +135,7 @@ def _warn_shares(request: PodRequest, sizes: Collection[int]) -> Iterator[str]:
                 yield text
 
 
-def _find_own_rewrite(view: PodView) -> Original | None:
+def find_own_rewrite(view: PodView) -> Original | None:
     """Return the keys that we took from this pod earlier.
 
     Raises:
@@ -151,7 +146,7 @@ def _find_own_rewrite(view: PodView) -> Original | None:
             continue
         template = entry.get("resourceClaimTemplateName")
         original = _read_annotation(view)
-        if isinstance(template, str) and _OWN_TEMPLATE.fullmatch(template) and original:
+        if is_template_name(template) and original:
             return original
         raise UserError(
             f"{POD_CLAIM_NAME!r} is the name of the claim that replaces a pod's GPU keys; "

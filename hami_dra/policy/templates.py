@@ -6,6 +6,7 @@ was hashed, and a template that somebody else put under the name can be told apa
 """
 
 import hashlib
+import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
@@ -34,6 +35,7 @@ from hami_dra.policy.request import MOST_CARDS, Placement, Share
 from hami_dra.policy.selectors import memory_at_least
 
 _HASH_DIGITS: Final = 16
+_NAME: Final = re.compile(rf"{re.escape(TEMPLATE_NAME_PREFIX)}-[0-9a-f]{{{_HASH_DIGITS}}}")
 _MOST_REQUESTS: Final = 32
 """resource.k8s.io/v1 validation, like `MOST_CARDS`."""
 
@@ -97,6 +99,11 @@ def name_template(spec: dict[str, Any]) -> str:
     """Return the content-addressed name of a template's spec: a DNS label, 64 bits of SHA-256."""
     canonical = msgspec.json.encode(spec, order="sorted")
     return f"{TEMPLATE_NAME_PREFIX}-{hashlib.sha256(canonical).hexdigest()[:_HASH_DIGITS]}"
+
+
+def is_template_name(name: Any) -> bool:
+    """Whether a name has the form of those that `name_template` gives."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
 def _request(
