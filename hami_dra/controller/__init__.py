@@ -1,1 +1,1 @@
-"""What must happen once per cluster: certificates, the webhook's registration, the DeviceClass."""
+"""What must happen once per cluster: certificates, registrations, and the care for templates."""
