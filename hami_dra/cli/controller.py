@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from hami_dra.cli.address import Address
 from hami_dra.cli.configfile import config_option, read_settings
 
 
@@ -76,6 +77,66 @@ def bootstrap(
     settings = Settings(
         certificate_dir=cert_dir,
         address=address,
+        kubeconfig=kubeconfig,
+        admission=read_settings(config),
+    )
+    asyncio.run(run(settings))
+
+
+@controller.command("run")
+@click.option(
+    "--health-listen",
+    type=Address(),
+    default=":8080",
+    show_default=True,
+    help="/healthz, /readyz and /metrics, HTTP.",
+)
+@click.option(
+    "--lease-namespace",
+    default="hami-dra",
+    show_default=True,
+    help="Where the Lease is that elects one leader among the replicas.",
+)
+@click.option(
+    "--template-age",
+    type=click.FloatRange(min=0, min_open=True),
+    default=3600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How old and for how long unused a ResourceClaimTemplate must be to be deleted.",
+)
+@click.option(
+    "--kubeconfig",
+    envvar="KUBECONFIG",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="API server outside a pod; inside, the ServiceAccount is used.",
+)
+@config_option
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+)
+def run_controller(
+    *,
+    health_listen: tuple[str, int],
+    lease_namespace: str,
+    template_age: float,
+    kubeconfig: Path | None,
+    config: Path | None,
+    log_level: str,
+) -> None:
+    """Delete unused ResourceClaimTemplates, and make those again that pods wait for."""
+    from hami_dra.controller.process import Settings, run  # noqa: PLC0415 - keeps --help fast
+    from hami_dra.service.logs import configure_logs  # noqa: PLC0415 - keeps --help fast
+
+    configure_logs(log_level)
+    settings = Settings(
+        health_host=health_listen[0],
+        health_port=health_listen[1],
+        lease_namespace=lease_namespace,
+        template_age_seconds=template_age,
         kubeconfig=kubeconfig,
         admission=read_settings(config),
     )
