@@ -25,6 +25,7 @@ NAMESPACE = "hami-dra"
 WEBHOOK = "https://127.0.0.1:8443"
 NODE_HEALTH = "http://127.0.0.1:8080"
 WEBHOOK_HEALTH = "http://127.0.0.1:8081"
+CONTROLLER_HEALTH = "http://127.0.0.1:8082"
 _NVML_DRIVER_NOT_LOADED = 9  # nvmlReturn_t NVML_ERROR_DRIVER_NOT_LOADED
 _COMMAND = (sys.executable, "-m", "hami_dra")
 
@@ -88,6 +89,24 @@ class Stack:
             ],
             ready=f"{WEBHOOK_HEALTH}/readyz",
         )  # fmt: skip
+
+    def start_controller(self, *, template_age_seconds: float = 3600.0) -> None:
+        """Start the controller; ready means that it takes part in the election."""
+        self.cluster.start_process(
+            "controller",
+            [
+                *_COMMAND, "controller", "run",
+                "--template-age", str(template_age_seconds),
+                "--health-listen", CONTROLLER_HEALTH.removeprefix("http://"),
+                "--lease-namespace", NAMESPACE,
+                "--kubeconfig", self._kubeconfig("hami-dra-controller"),
+            ],
+            ready=f"{CONTROLLER_HEALTH}/readyz",
+        )  # fmt: skip
+
+    def stop_controller(self) -> dict[str, Any]:
+        """Stop the controller as kubelet would."""
+        return self.cluster.stop_process("controller", signal.SIGTERM)
 
     def node_arguments(self) -> list[str]:
         """Return the node plugin's options for this cluster."""
