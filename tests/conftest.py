@@ -4,6 +4,14 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples every time, and no judgement of the machine's speed: a law that fails has to
+# fail for its author, not for the next change. `--hypothesis-profile default` looks further.
+settings.register_profile(
+    "project", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("project")
 
 
 @pytest.fixture(scope="session", autouse=True)
