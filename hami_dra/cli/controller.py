@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from hami_dra.cli.address import Address
 from hami_dra.cli.configfile import config_option, read_settings
+from hami_dra.cli.options import health_option, kubeconfig_option, log_level_option
 
 
 @click.group()
@@ -40,19 +40,9 @@ def _read_service(
     help="Webhook inside the cluster: NAMESPACE/NAME of its Service "
     "[default: hami-dra/hami-dra-webhook].",
 )
-@click.option(
-    "--kubeconfig",
-    envvar="KUBECONFIG",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="API server outside a pod; inside, the ServiceAccount is used.",
-)
+@kubeconfig_option
 @config_option
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-)
+@log_level_option
 def bootstrap(
     *,
     cert_dir: Path,
@@ -84,13 +74,7 @@ def bootstrap(
 
 
 @controller.command("run")
-@click.option(
-    "--health-listen",
-    type=Address(),
-    default=":8080",
-    show_default=True,
-    help="/healthz, /readyz and /metrics, HTTP.",
-)
+@health_option
 @click.option(
     "--lease-namespace",
     default="hami-dra",
@@ -105,19 +89,9 @@ def bootstrap(
     metavar="SECONDS",
     help="How old and for how long unused a ResourceClaimTemplate must be to be deleted.",
 )
-@click.option(
-    "--kubeconfig",
-    envvar="KUBECONFIG",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="API server outside a pod; inside, the ServiceAccount is used.",
-)
+@kubeconfig_option
 @config_option
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-)
+@log_level_option
 def run_controller(
     *,
     health_listen: tuple[str, int],

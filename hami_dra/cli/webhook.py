@@ -7,6 +7,7 @@ import click
 
 from hami_dra.cli.address import Address
 from hami_dra.cli.configfile import config_option, read_settings
+from hami_dra.cli.options import health_option, kubeconfig_option, log_level_option
 
 
 @click.command()
@@ -19,26 +20,10 @@ from hami_dra.cli.configfile import config_option, read_settings
 @click.option(
     "--listen", type=Address(), default=":8443", show_default=True, help="Reviews, HTTPS."
 )
-@click.option(
-    "--health-listen",
-    type=Address(),
-    default=":8080",
-    show_default=True,
-    help="/healthz, /readyz and /metrics, HTTP.",
-)
-@click.option(
-    "--kubeconfig",
-    envvar="KUBECONFIG",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="API server outside a pod; inside, the ServiceAccount is used.",
-)
+@health_option
+@kubeconfig_option
 @config_option
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-)
+@log_level_option
 def webhook(
     *,
     cert_dir: Path,

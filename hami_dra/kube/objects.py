@@ -43,7 +43,6 @@ def _segment(text: str) -> str:
 
 PODS: Final = Resource("v1", "Pod", "pods", namespaced=True)
 NODES: Final = Resource("v1", "Node", "nodes", namespaced=False)
-EVENTS: Final = Resource("events.k8s.io/v1", "Event", "events", namespaced=True)
 LEASES: Final = Resource("coordination.k8s.io/v1", "Lease", "leases", namespaced=True)
 CLAIMS: Final = Resource("resource.k8s.io/v1", "ResourceClaim", "resourceclaims", namespaced=True)
 TEMPLATES: Final = Resource(

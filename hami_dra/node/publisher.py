@@ -110,8 +110,11 @@ class Publisher:
 
     def _note_event(self, kind: str, item: Object) -> None:
         metadata = item.get("metadata", {})
-        own = self._written.get(metadata.get("uid", "")) == metadata.get("resourceVersion")
-        if kind == "DELETED" or not own:
+        uid = metadata.get("uid", "")
+        if kind == "DELETED":
+            self._written.pop(uid, None)
+            self._wake.set()
+        elif self._written.get(uid) != metadata.get("resourceVersion"):
             self._wake.set()
 
     async def _reconcile_forever(self) -> None:

@@ -1,6 +1,6 @@
 """/healthz, /readyz and /metrics for every process."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -40,13 +40,11 @@ def add_health_routes(
     app: web.Application,
     readiness: Readiness,
     registry: CollectorRegistry | None = None,
-    *,
-    alive: Callable[[], bool] = lambda: True,
 ) -> None:
     """Add the three endpoints to an application."""
 
     async def healthz(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n") if alive() else web.Response(status=500, text="stuck\n")
+        return web.Response(text="ok\n")
 
     async def readyz(_: web.Request) -> web.Response:
         return web.Response(status=200 if readiness.ready else 503, text=readiness.report())

@@ -31,18 +31,15 @@ class FakeGpus:
         gpus: What is found.
         skipped: Cards that cannot be described.
         fault: Text of the error instead of an answer, ``None`` for an answer.
-        looks: How often somebody looked.
     """
 
     def __init__(self, *gpus: GpuFacts) -> None:
         self.gpus = gpus
         self.skipped: tuple[SkippedGpu, ...] = ()
         self.fault: str | None = None
-        self.looks = 0
 
     async def discover(self) -> Discovery:
         """Return what was set, or raise it."""
-        self.looks += 1
         if self.fault is not None:
             raise RetryError(self.fault)
         return Discovery(self.gpus, self.skipped)

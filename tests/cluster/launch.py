@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +30,6 @@ __all__ = ["ROOT", "Running", "end", "end_detached", "make_directory", "start", 
 STATE_FILE = "cluster.json"
 SUPERVISOR_LOG = "supervisor.log"
 LONGEST_DIRECTORY = 60  # unix socket paths end at 107 characters
-
-Milestone = Callable[[str], None]
 
 
 @dataclass(slots=True)

@@ -199,12 +199,6 @@ class Session:
         """Return all objects of a kind as soon as ``predicate`` holds for the list of them."""
         return self.api.wait(kind, predicate, namespace=namespace, timeout_seconds=timeout_seconds)
 
-    def wait_gone(
-        self, kind: str, name: str, namespace: str | None = "default", timeout_seconds: float = 60.0
-    ) -> None:
-        """Return once an object does not exist."""
-        self.wait_for(kind, name, lambda item: item is None, namespace, timeout_seconds)
-
     def wait_pod_running(
         self, name: str, namespace: str = "default", timeout_seconds: float = POD_SECONDS
     ) -> Object:
@@ -224,18 +218,6 @@ class Session:
     ) -> Object:
         """Return a pod once all its containers run or have already ended."""
         return self._wait_pod(name, namespace, states.has_started, timeout_seconds)
-
-    def wait_pod_phase(
-        self,
-        name: str,
-        phase: str,
-        namespace: str = "default",
-        timeout_seconds: float = POD_SECONDS,
-    ) -> Object:
-        """Return a pod once it is in a phase."""
-        return self._wait_pod(
-            name, namespace, lambda pod: states.phase(pod) == phase, timeout_seconds
-        )
 
     # --- pods
 

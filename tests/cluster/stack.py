@@ -56,18 +56,14 @@ class Stack:
         self.state = cluster.directory / "hami-dra"
 
     @classmethod
-    def install(
-        cls, cluster: Cluster, cards: Sequence[SimCard], *, webhook: bool = True, node: bool = True
-    ) -> Self:
+    def install(cls, cluster: Cluster, cards: Sequence[SimCard]) -> Self:
         """Install the manifests and start the processes; return once they are ready."""
         driver = create_driver_root(cluster.directory / "driver", cards, BUILD)
         stack = cls(cluster, driver, cards)
         for name in ("namespace.yaml", "rbac.yaml"):
             cluster.apply((ROOT / "deploy" / "manifests" / name).read_text())
-        if webhook:
-            stack.start_webhook()
-        if node:
-            stack.start_node()
+        stack.start_webhook()
+        stack.start_node()
         return stack
 
     # --- processes
