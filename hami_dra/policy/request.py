@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from hami_dra.contract.claimconfig import CorePolicy
+from hami_dra.policy.target import OUR_CARDS, Target
 
 MOST_CARDS: Final = 32
 """Results in one claim's allocation (resource.k8s.io/v1 validation)."""
@@ -50,6 +51,8 @@ class Share:
         exclusive: Nobody else may use the card: its whole memory is consumed, whatever
             ``memory_mib`` enforces.
         enforcement: How the limits are held.
+        target: Whose cards they are.
+        selectors: CEL expressions that each of them must satisfy, besides those of the pod.
     """
 
     container: str
@@ -59,6 +62,8 @@ class Share:
     cores_percent: int = 0
     exclusive: bool = False
     enforcement: Enforcement = Enforcement()
+    target: Target = OUR_CARDS
+    selectors: tuple[str, ...] = ()
 
     def covers(self, other: "Share") -> bool:
         """Whether a container that wants ``other`` loses nothing by using this share instead.
@@ -71,6 +76,7 @@ class Share:
         )
         return (
             self.cards == other.cards
+            and (self.target, self.selectors) == (other.target, other.selectors)
             and self._has_memory_for(other)
             and enough_cores
             and (self.exclusive or not other.exclusive)
@@ -91,7 +97,8 @@ class Placement:
     """Where the cards of a pod, and the pod, should be.
 
     Attributes:
-        selectors: CEL expressions that every card must satisfy.
+        selectors: CEL expressions that every card of ours must satisfy.
+        one_card: All shares of the pod must be on the same card.
         one_numa_node: All cards of a container must be on one NUMA node.
         near: Attribute in which the cards of a container should be equal if possible; "" for none.
         spread_cards: Prefer another card for every pod.
@@ -99,6 +106,7 @@ class Placement:
     """
 
     selectors: tuple[str, ...] = ()
+    one_card: bool = False
     one_numa_node: bool = False
     near: str = ""
     spread_cards: bool = False
@@ -112,7 +120,8 @@ class PodRequest:
     Attributes:
         shares: One claim request each; those of containers that run together come first.
         uses: Container name to the container whose share it uses; only containers with a share.
-        original: Container name to the keys that were read, as ``{"limits": .., "requests": ..}``.
+        original: Container name to the keys that were read, as ``{"limits": .., "requests": ..,
+            "annotations": ..}``, each only if something was read there.
         keys: Resource names that the claim replaces, to be removed wherever they stand.
         warnings: What was read differently from how it was written.
         placement: Where the cards should be.

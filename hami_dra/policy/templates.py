@@ -16,14 +16,8 @@ from hami_dra.contract.claimconfig import ShareConfig, encode_share_config
 from hami_dra.contract.errors import UserError
 from hami_dra.contract.names import (
     ATTR_STD_NUMA_NODE,
-    ATTR_UUID,
-    CAPACITY_CORES,
-    CAPACITY_MEMORY,
-    CAPACITY_SLOTS,
     CONFIG_API_VERSION,
     CONFIG_KIND,
-    DEVICE_CLASS,
-    DRIVER_NAME,
     LABEL_MANAGED_BY,
     MANAGED_BY,
     TEMPLATE_NAME_PREFIX,
@@ -33,6 +27,7 @@ from hami_dra.policy.percentage import Alternative, list_alternatives, needs_lim
 from hami_dra.policy.placement import prefer
 from hami_dra.policy.request import MOST_CARDS, Placement, Share
 from hami_dra.policy.selectors import memory_at_least
+from hami_dra.policy.target import OUR_CARDS
 
 _HASH_DIGITS: Final = 16
 _NAME: Final = re.compile(rf"{re.escape(TEMPLATE_NAME_PREFIX)}-[0-9a-f]{{{_HASH_DIGITS}}}")
@@ -79,6 +74,8 @@ def build_template(
         requests.append(_request(share, alternatives, placement))
         if share.cards > 1:
             constraints += _constrain(share, alternatives, placement)
+    if placement.one_card and len(shares) > 1:
+        constraints.append(_put_on_one_card(shares))
     devices: dict[str, Any] = {"requests": requests}
     config = [entry for share in shares for entry in _config(share, sizes)]
     if constraints:
@@ -116,18 +113,25 @@ def _request(
 
 
 def _ask(share: Share, alternative: Alternative, placement: Placement) -> dict[str, Any]:
-    capacity = {CAPACITY_CORES: str(share.cores_percent), CAPACITY_SLOTS: "1"}
-    if alternative.memory_mib is not None:
-        capacity[CAPACITY_MEMORY] = format_mib(alternative.memory_mib)
-    selectors = [*placement.selectors, *alternative.selectors]
+    target = share.target
+    capacity = {}
+    if target.cores:
+        capacity[target.cores] = str(share.cores_percent)
+    if target.slots:
+        capacity[target.slots] = "1"
+    if target.memory and alternative.memory_mib is not None:
+        capacity[target.memory] = format_mib(alternative.memory_mib)
+    of_pod = placement.selectors if target is OUR_CARDS else ()
+    selectors = [*of_pod, *share.selectors, *alternative.selectors]
     if share.exclusive and share.memory_mib is not None:
         selectors.append(memory_at_least(share.memory_mib))
     ask: dict[str, Any] = {
-        "deviceClassName": DEVICE_CLASS,
+        "deviceClassName": target.device_class,
         "allocationMode": "ExactCount",
         "count": share.cards,
-        "capacity": {"requests": capacity},
     }
+    if capacity:
+        ask["capacity"] = {"requests": capacity}
     if selectors:
         ask["selectors"] = [{"cel": {"expression": expression}} for expression in selectors]
     return ask
@@ -137,13 +141,22 @@ def _constrain(
     share: Share, alternatives: Sequence[Alternative], placement: Placement
 ) -> Iterator[dict[str, Any]]:
     """Yield what the cards of one container must have in common, or must not."""
-    yield {"distinctAttribute": f"{DRIVER_NAME}/{ATTR_UUID}", "requests": [share.container]}
+    target = share.target
+    if target.uuid:
+        distinct = f"{target.driver}/{target.uuid}"
+        yield {"distinctAttribute": distinct, "requests": [share.container]}
     if placement.one_numa_node:
         yield {"matchAttribute": ATTR_STD_NUMA_NODE, "requests": [share.container]}
     near = [f"{share.container}/{each.name}" for each in alternatives if each.near]
     if near:
         # Void unless one of these alternatives is chosen.
         yield {"matchAttribute": placement.near, "requests": near}
+
+
+def _put_on_one_card(shares: Sequence[Share]) -> dict[str, Any]:
+    target = shares[0].target
+    requests = [share.container for share in shares]
+    return {"matchAttribute": f"{target.driver}/{target.uuid}", "requests": requests}
 
 
 def _config(share: Share, sizes: Collection[int]) -> Iterator[dict[str, Any]]:
@@ -160,9 +173,9 @@ def _config(share: Share, sizes: Collection[int]) -> Iterator[dict[str, Any]]:
         core_policy=share.enforcement.core_policy,
         disable_control=not share.enforcement.control,
     )
-    if config == _NO_CONFIG:
+    if config == _NO_CONFIG or not share.target.takes_config:
         return
     yield {
         "requests": [share.container],
-        "opaque": {"driver": DRIVER_NAME, "parameters": encode_share_config(config)},
+        "opaque": {"driver": share.target.driver, "parameters": encode_share_config(config)},
     }
