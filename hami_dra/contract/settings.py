@@ -97,11 +97,14 @@ class AdmissionSettings(
         dialects: Whose words for fractional GPUs are understood.
         nvidia: What HAMi's words mean.
         default_scheduler_policy: Where pods go that do not say it.
+        replace_schedulers: Names of schedulers whose pods go to the stock one, which needs none of
+            theirs to allocate a claim.
     """
 
     dialects: tuple[DialectName, ...] = ("hami",)
     nvidia: NvidiaSettings = NvidiaSettings()
     default_scheduler_policy: SchedulerPolicy = SchedulerPolicy()
+    replace_schedulers: tuple[str, ...] = ("hami-scheduler",)
 
 
 DEFAULT_SETTINGS: Final = AdmissionSettings()

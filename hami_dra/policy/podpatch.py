@@ -4,7 +4,7 @@ The pod is never changed in place: what is not rewritten stays the same object, 
 `diff` skip it without looking.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -12,12 +12,12 @@ import msgspec
 from hami_dra.contract.names import ANNOTATION_ORIGINAL_REQUEST, LABEL_SHARES, POD_CLAIM_NAME
 from hami_dra.policy.request import NodePolicy, PodRequest
 
-HAMI_SCHEDULER: Final = "hami-scheduler"
 STOCK_SCHEDULER: Final = "default-scheduler"
 
 Pod = Mapping[str, Any]
 Operation = dict[str, Any]
 _CONTAINER_LISTS: Final = ("initContainers", "containers")
+_RESOURCE_LISTS: Final = ("limits", "requests")
 _MISSING: Final = object()
 _PREFERRED: Final = "preferredDuringSchedulingIgnoredDuringExecution"
 _NODE_PREFERENCE: Final = {
@@ -31,13 +31,25 @@ _NODE_PREFERENCE: Final = {
 """Counts pods that have shares, of all namespaces; weighs less than what must matter more (100)."""
 
 
-def rewrite_pod(pod: Pod, request: PodRequest, template_name: str | None) -> dict[str, Any]:
-    """Return the pod without GPU keys and, if it has shares, with the claim that replaces them."""
+def rewrite_pod(
+    pod: Pod,
+    request: PodRequest,
+    template_name: str | None,
+    replace_schedulers: Collection[str] = (),
+) -> dict[str, Any]:
+    """Return the pod without GPU keys and, if it has shares, with the claim that replaces them.
+
+    Args:
+        pod: The pod.
+        request: What was read from it.
+        template_name: Of its claim; ``None`` if it has no share.
+        replace_schedulers: Names that become the stock scheduler's.
+    """
     spec: dict[str, Any] = dict(pod["spec"])
     for kind in _CONTAINER_LISTS:
         if spec.get(kind):
             spec[kind] = [_rewrite_container(container, request) for container in spec[kind]]
-    if spec.get("schedulerName") == HAMI_SCHEDULER:
+    if spec.get("schedulerName") in replace_schedulers:
         spec["schedulerName"] = STOCK_SCHEDULER
     metadata = dict(pod.get("metadata") or {})
     if template_name is not None:
@@ -69,7 +81,7 @@ def _rewrite_container(container: dict[str, Any], request: PodRequest) -> dict[s
     if name not in request.original or not container.get("resources"):
         return container
     resources = dict(container["resources"])
-    for key in ("limits", "requests"):
+    for key in _RESOURCE_LISTS:
         if not resources.get(key):
             continue
         kept = {name: value for name, value in resources[key].items() if name not in request.keys}
@@ -107,7 +119,10 @@ def _restore_container(
     written = original.get(str(container.get("name")), {})
     if not own and not written:
         return container
-    for key, values in written.items():
+    for key in _RESOURCE_LISTS:
+        values = written.get(key)
+        if not values:
+            continue
         resources[key] = {**values, **(resources.get(key) or {})}
     resources["claims"] = [claim for claim in claims if claim not in own]
     return {**container, "resources": resources}

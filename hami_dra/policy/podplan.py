@@ -1,7 +1,7 @@
 """One pod: what it asks for, the template it needs, the patch it gets, and what to tell its author.
 
-A scheduler name of our own dialect's, ``hami-scheduler``, becomes the stock scheduler. Any other
-name is kept: the keys would be unschedulable there too, and a scheduler that knows Dynamic
+A scheduler that only knew the keys, by default ``hami-scheduler``, becomes the stock scheduler. Any
+other name is kept: the keys would be unschedulable there too, and a scheduler that knows Dynamic
 Resource Allocation needs nothing else.
 """
 
@@ -86,13 +86,13 @@ def plan_pod(
         index = choose_index(nodes or (), rotation) if request.placement.spread_cards else None
         template = build_template(request.shares, sizes, request.placement, index=index)
         warnings += _warn_shares(request, sizes)
-    if view.spec.scheduler_name == podpatch.HAMI_SCHEDULER:
+    if view.spec.scheduler_name in settings.replace_schedulers:
         warnings.append(
-            f"spec.schedulerName: {podpatch.HAMI_SCHEDULER!r} is not needed; the pod goes to "
+            f"spec.schedulerName: {view.spec.scheduler_name!r} is not needed; the pod goes to "
             f"{podpatch.STOCK_SCHEDULER!r}"
         )
     name = template["metadata"]["name"] if template else None
-    rewritten = podpatch.rewrite_pod(source, request, name)
+    rewritten = podpatch.rewrite_pod(source, request, name, settings.replace_schedulers)
     if settings.nvidia.overwrite_env:
         rewritten = hide_cards(rewritten, view_pod(rewritten), request.uses)
     return PodPlan(

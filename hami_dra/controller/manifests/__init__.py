@@ -1,7 +1,7 @@
 """Objects that exist once per cluster; the YAML files here are their only source."""
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final
@@ -11,7 +11,7 @@ import yaml
 from hami_dra.contract.settings import DEFAULT_SETTINGS, AdmissionSettings
 from hami_dra.kube import Resource
 from hami_dra.kube.objects import DEVICE_CLASSES, MUTATING_WEBHOOKS, VALIDATING_WEBHOOKS
-from hami_dra.policy.dialects import list_keys
+from hami_dra.policy.dialects import list_annotations, list_keys
 from hami_dra.policy.selectors import quote
 
 _OBJECTS: Final = (
@@ -21,6 +21,8 @@ _OBJECTS: Final = (
 )
 _GPU_KEYS: Final = "GPU_KEYS"
 """Stands in an expression for the list of resource names."""
+_GPU_ANNOTATIONS: Final = "GPU_ANNOTATIONS"
+"""Stands in an expression for the list of annotations by which pods ask for cards."""
 _OTHER_PODS_SECONDS: Final = 2
 """How long a pod that asks for no card may be held up."""
 
@@ -62,16 +64,24 @@ def render_objects(
 
     The class comes first: a pod admitted before it exists would wait for it.
     """
-    keys = f"[{', '.join(quote(key) for key in list_keys(admission))}]"
+    fillings = {
+        _GPU_KEYS: _write_list(list_keys(admission)),
+        _GPU_ANNOTATIONS: _write_list(list_annotations(admission)),
+    }
     for resource, file, path in _OBJECTS:
         body = _load(file)
         for webhook in body.get("webhooks", ()):
             webhook["clientConfig"] = address.client_config(path, ca_bundle)
             for condition in webhook["matchConditions"]:
-                condition["expression"] = condition["expression"].replace(_GPU_KEYS, keys)
+                for placeholder, text in fillings.items():
+                    condition["expression"] = condition["expression"].replace(placeholder, text)
         if resource is MUTATING_WEBHOOKS and admission.nvidia.overwrite_env:
             body["webhooks"].append(_see_other_pods(body["webhooks"][0]))
         yield resource, body
+
+
+def _write_list(texts: Iterable[str]) -> str:
+    return f"[{', '.join(map(quote, texts))}]"
 
 
 def _see_other_pods(webhook: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,17 @@ from hami_dra.policy.request import PodRequest
 
 @dataclass(frozen=True, slots=True)
 class _Dialect:
+    """How one dialect is recognised and read.
+
+    Attributes:
+        list_keys: Resources whose presence in a container means that a pod speaks it.
+        read_pod: Reads a pod; ``None`` if it does not speak it.
+        annotations: Keys whose presence on a pod means the same.
+    """
+
     list_keys: Callable[[AdmissionSettings], tuple[str, ...]]
     read_pod: Callable[[PodView, AdmissionSettings], PodRequest | None]
+    annotations: tuple[str, ...] = ()
 
 
 _DIALECTS: Final[Mapping[DialectName, _Dialect]] = {
@@ -30,6 +39,11 @@ _DIALECTS: Final[Mapping[DialectName, _Dialect]] = {
 def list_keys(admission: AdmissionSettings) -> tuple[str, ...]:
     """Return the resources of all dialects that are switched on."""
     return tuple(key for name in admission.dialects for key in _DIALECTS[name].list_keys(admission))
+
+
+def list_annotations(admission: AdmissionSettings) -> tuple[str, ...]:
+    """Return the annotations by which the dialects that are switched on ask for cards."""
+    return tuple(key for name in admission.dialects for key in _DIALECTS[name].annotations)
 
 
 def read_request(pod: PodView, admission: AdmissionSettings) -> PodRequest | None:
