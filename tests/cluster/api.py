@@ -67,6 +67,19 @@ class Api:
         self._token = (directory / "certs" / "admin.token").read_text()
         self._kinds: dict[str, Resource] = {}
 
+    def connect(self, timeout_seconds: float = 30.0) -> http.client.HTTPSConnection:
+        """Return a connection of one's own, for many requests; it is opened by the first."""
+        return _Connection(self._socket, self._context, timeout_seconds)
+
+    def headers(self, method: str, accept: str = "application/json") -> dict[str, str]:
+        """Return what a request needs to be the admin's."""
+        patch = "merge-patch+json" if method == "PATCH" else "json"
+        return {
+            "Authorization": f"Bearer {self._token}",
+            "Accept": accept,
+            "Content-Type": f"application/{patch}",
+        }
+
     def request(
         self,
         method: str,
@@ -81,11 +94,8 @@ class Api:
         Raises:
             CommandError: the server refused it, or cannot be reached.
         """
-        connection = _Connection(self._socket, self._context, timeout_seconds)
-        headers = {"Authorization": f"Bearer {self._token}", "Accept": accept}
-        if body is not None:
-            patch = "merge-patch+json" if method == "PATCH" else "json"
-            headers["Content-Type"] = f"application/{patch}"
+        connection = self.connect(timeout_seconds)
+        headers = self.headers(method, accept)
         try:
             connection.request(method, path, None if body is None else json.dumps(body), headers)
             answer = connection.getresponse()

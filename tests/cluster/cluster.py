@@ -23,6 +23,7 @@ from tests.cluster.toolchain import Tools
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from tests.cluster.plan import Flags
 
 __all__ = ["Cluster", "Config"]
 
@@ -52,7 +53,7 @@ class Cluster(Session):
         wanted = config if config is not None else Config()
         preflight.require(wanted.base, wanted.kubernetes)
         tools = toolchain.ensure_tools(wanted.kubernetes)
-        chosen = wanted.images
+        chosen = wanted.images if wanted.flags.node else ()
         if chosen is None:
             chosen = (images.pause_image(wanted.build), images.cuda_test_image(wanted.build))
         directory, lock = launch.make_directory(wanted.base)
@@ -70,7 +71,7 @@ class Cluster(Session):
                 )
             launch.wait_until_up(running, wanted.start_seconds)
             cluster = cls(directory, tools, running)
-            cluster._become_usable(wanted.flags.node_name)
+            cluster._become_usable(wanted.flags)
         except BaseException:
             with contextlib.suppress(ClusterError):
                 if running is not None:
@@ -106,6 +107,7 @@ class Cluster(Session):
         elif self.directory.exists():
             launch.end_detached(self.directory)
 
-    def _become_usable(self, node: str) -> None:
-        self.wait_for("nodes", node, states.is_ready, None, 60.0)
+    def _become_usable(self, flags: Flags) -> None:
+        if flags.node:
+            self.wait_for("nodes", flags.node_name, states.is_ready, None, 60.0)
         self.wait_for("serviceaccounts", "default", lambda item: item is not None)

@@ -27,8 +27,13 @@ POD_SUBNET = "10.88.0.0/16"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flags:
-    """What a test may change about the cluster's programs."""
+    """What a test may change about the cluster's programs.
 
+    Without ``node`` there is no containerd and no kubelet: pods are scheduled and stay Pending, on
+    the nodes of `simnodes`, which nobody declares unreachable.
+    """
+
+    node: bool = True
     node_name: str = "node-1"
     feature_gates: Mapping[str, bool] = field(default_factory=dict)
     apiserver: tuple[str, ...] = ()
@@ -54,21 +59,23 @@ def make_plan(
 ) -> Plan:
     """Return the plan for a cluster whose configuration is written."""
     env = {"PATH": f"{tools.search_path}:{SYSTEM_PATH}", "HOME": str(directory)}
-    socket = f"{directory}/containerd.sock"
-    imports = tuple(
-        Component(
-            name=f"image-{archive.stem}",
-            argv=(
-                str(tools.containerd / "ctr"),
-                *("-a", socket, "-n", "k8s.io", "images", "import", str(archive)),
-            ),
-            env=env,
-            after=("containerd",),
-            ready="exited",
-        )
-        for archive in archives
+    components = _list_control_plane(directory, tools, flags, env)
+    if flags.node:
+        components += _list_node(directory, tools, flags, archives, env)
+    return Plan(
+        directory=str(directory),
+        cgroup=directory.name,
+        hosts_name=flags.node_name,
+        lifeline=lifeline,
+        relays={str(directory / API_SOCKET): ("127.0.0.1", 6443)},
+        components=components,
     )
-    components = (
+
+
+def _list_control_plane(
+    directory: Path, tools: Tools, flags: Flags, env: Mapping[str, str]
+) -> tuple[Component, ...]:
+    return (
         Component(
             name="etcd",
             argv=(str(tools.etcd / "etcd"), *_etcd(directory)),
@@ -96,6 +103,27 @@ def make_plan(
             after=("kube-apiserver",),
             ready="https://127.0.0.1:10259/readyz",
         ),
+    )
+
+
+def _list_node(
+    directory: Path, tools: Tools, flags: Flags, archives: list[Path], env: Mapping[str, str]
+) -> tuple[Component, ...]:
+    socket = f"{directory}/containerd.sock"
+    imports = tuple(
+        Component(
+            name=f"image-{archive.stem}",
+            argv=(
+                str(tools.containerd / "ctr"),
+                *("-a", socket, "-n", "k8s.io", "images", "import", str(archive)),
+            ),
+            env=env,
+            after=("containerd",),
+            ready="exited",
+        )
+        for archive in archives
+    )
+    return (
         Component(
             name="containerd",
             argv=(str(tools.containerd / "containerd"), "-c", f"{directory}/containerd.toml"),
@@ -110,14 +138,6 @@ def make_plan(
             after=("kube-apiserver", "containerd"),
             ready="http://127.0.0.1:10248/healthz",
         ),
-    )
-    return Plan(
-        directory=str(directory),
-        cgroup=directory.name,
-        hosts_name=flags.node_name,
-        lifeline=lifeline,
-        relays={str(directory / API_SOCKET): ("127.0.0.1", 6443)},
-        components=components,
     )
 
 
@@ -166,6 +186,8 @@ def _apiserver(directory: Path, flags: Flags) -> tuple[str, ...]:
         f"--kubelet-certificate-authority={certs}/ca.crt",
         "--kubelet-preferred-address-types=InternalIP",
         "--allow-privileged=true",
+        # Nobody would take the taint from a new node again.
+        *(() if flags.node else ("--disable-admission-plugins=TaintNodesByCondition",)),
         *_gates(flags),
         *flags.apiserver,
     )
@@ -190,6 +212,8 @@ def _manager(directory: Path, flags: Flags) -> tuple[str, ...]:
         f"--root-ca-file={directory}/certs/ca.crt",
         "--use-service-account-credentials=true",
         f"--flex-volume-plugin-dir={directory}/volume-plugins",
+        # It would declare nodes lost that no kubelet keeps alive.
+        *(() if flags.node else ("--controllers=*,-node-lifecycle-controller",)),
         *_gates(flags),
         *flags.controller_manager,
     )

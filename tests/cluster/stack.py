@@ -1,8 +1,4 @@
-"""hami-dra in a test cluster: simulated cards, the node plugin, the webhook, and what they leave.
-
-The processes run with ServiceAccounts of their own and no more rights than ``deploy/manifests``
-gives, so a missing permission fails here first.
-"""
+"""hami-dra on a test cluster's node: simulated cards, the node plugin, and what they leave."""
 
 import json
 import signal
@@ -15,17 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from hami_dra.contract.names import CDI_KIND_CLAIM, DRIVER_NAME
+from hami_dra.contract.names import CDI_KIND_CLAIM
 from hami_dra.testing.simgpu import DriverRoot, SimCard, create_driver_root, write_cards
 from tests.cluster.cluster import Cluster
 from tests.cluster.config import BUILD
-from tests.cluster.launch import ROOT
+from tests.cluster.installation import Installation
 
-NAMESPACE = "hami-dra"
-WEBHOOK = "https://127.0.0.1:8443"
 NODE_HEALTH = "http://127.0.0.1:8080"
-WEBHOOK_HEALTH = "http://127.0.0.1:8081"
-CONTROLLER_HEALTH = "http://127.0.0.1:8082"
 _NVML_DRIVER_NOT_LOADED = 9  # nvmlReturn_t NVML_ERROR_DRIVER_NOT_LOADED
 _COMMAND = (sys.executable, "-m", "hami_dra")
 
@@ -46,70 +38,32 @@ class Leftovers:
         return not any((self.claims, self.cdi_files, self.grants, self.ledger_rows, self.mounts))
 
 
-class Stack:
-    """hami-dra installed into a cluster."""
+class Stack(Installation):
+    """hami-dra installed into a cluster with a node."""
 
     def __init__(self, cluster: Cluster, driver: DriverRoot, cards: Sequence[SimCard]) -> None:
-        self.cluster = cluster
+        super().__init__(cluster)
         self._cards = tuple(cards)
         self.driver = driver
-        self.state = cluster.directory / "hami-dra"
 
     @classmethod
     def install(cls, cluster: Cluster, cards: Sequence[SimCard]) -> Self:
         """Install the manifests and start the processes; return once they are ready."""
         driver = create_driver_root(cluster.directory / "driver", cards, BUILD)
         stack = cls(cluster, driver, cards)
-        for name in ("namespace.yaml", "rbac.yaml"):
-            cluster.apply((ROOT / "deploy" / "manifests" / name).read_text())
+        stack.apply_manifests()
         stack.start_webhook()
         stack.start_node()
         return stack
 
     # --- processes
 
-    def start_webhook(self) -> None:
-        """Make certificates, register the webhooks and serve them."""
-        certificates = str(self.state / "webhook-certs")
-        self._hami_dra(
-            "controller", "bootstrap", "--cert-dir", certificates, "--webhook-url", WEBHOOK,
-            account="hami-dra-controller",
-        )  # fmt: skip
-        self.cluster.start_process(
-            "webhook",
-            [
-                *_COMMAND, "webhook", "--cert-dir", certificates,
-                "--listen", WEBHOOK.removeprefix("https://"),
-                "--health-listen", WEBHOOK_HEALTH.removeprefix("http://"),
-                "--kubeconfig", self._kubeconfig("hami-dra-webhook"),
-            ],
-            ready=f"{WEBHOOK_HEALTH}/readyz",
-        )  # fmt: skip
-
-    def start_controller(self, *, template_age_seconds: float = 3600.0) -> None:
-        """Start the controller; ready means that it takes part in the election."""
-        self.cluster.start_process(
-            "controller",
-            [
-                *_COMMAND, "controller", "run",
-                "--template-age", str(template_age_seconds),
-                "--health-listen", CONTROLLER_HEALTH.removeprefix("http://"),
-                "--lease-namespace", NAMESPACE,
-                "--kubeconfig", self._kubeconfig("hami-dra-controller"),
-            ],
-            ready=f"{CONTROLLER_HEALTH}/readyz",
-        )  # fmt: skip
-
-    def stop_controller(self) -> dict[str, Any]:
-        """Stop the controller as kubelet would."""
-        return self.cluster.stop_process("controller", signal.SIGTERM)
-
     def node_arguments(self) -> list[str]:
         """Return the node plugin's options for this cluster."""
         cluster = self.cluster
         return [
             "--node-name", self.node_name,
-            "--kubeconfig", self._kubeconfig("hami-dra-node"),
+            "--kubeconfig", self.kubeconfig("hami-dra-node"),
             "--kubelet-dir", str(cluster.kubelet_directory),
             "--cdi-dir", str(cluster.cdi_directory),
             "--state-dir", str(self.state),
@@ -167,33 +121,6 @@ class Stack:
 
     # --- what it did
 
-    def devices(self) -> list[dict[str, Any]]:
-        """Return the published devices in the order of the slices."""
-        return [device for item in self.slices() for device in item["spec"].get("devices") or []]
-
-    def slices(self) -> list[dict[str, Any]]:
-        """Return our ResourceSlices in the order of their names."""
-        return sorted(
-            (
-                item
-                for item in self.cluster.api.items("resourceslices")
-                if item["spec"]["driver"] == DRIVER_NAME
-            ),
-            key=lambda item: str(item["metadata"]["name"]),
-        )
-
-    def claims(self, namespace: str = "default") -> list[dict[str, Any]]:
-        """Return the ResourceClaims of a namespace."""
-        return self.cluster.api.items("resourceclaims", namespace)
-
-    def claim_of(self, pod: str, namespace: str = "default") -> dict[str, Any]:
-        """Return the claim that was made for a pod."""
-        for claim in self.claims(namespace):
-            owners = claim["metadata"].get("ownerReferences", [])
-            if any(owner["name"] == pod for owner in owners):
-                return claim
-        raise LookupError(f"no ResourceClaim belongs to pod {namespace}/{pod}")
-
     def cdi_file(self, claim: dict[str, Any]) -> Path:
         """Return the CDI file of a claim."""
         uid = claim["metadata"]["uid"]
@@ -232,15 +159,6 @@ class Stack:
             ledger_rows=tuple(self.ledger_rows()),
             mounts=tuple(line for line in mounts if str(grants) in line),
         )
-
-    def readiness(self, health: str = NODE_HEALTH) -> str:
-        """Return what /readyz says, whatever its status."""
-        program = (
-            "import sys, urllib.request, urllib.error\n"
-            "try: print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())\n"
-            "except urllib.error.HTTPError as error: print(error.read().decode())\n"
-        )
-        return self.cluster.run([sys.executable, "-c", program, f"{health}/readyz"]).stdout
 
     # --- what a container sees
 
@@ -289,18 +207,3 @@ class Stack:
         """Return once a pod has written a line, by following its log."""
         self.cluster.wait_pod_started(pod)
         self.cluster.wait_pod_log(pod, line, timeout_seconds=timeout_seconds)
-
-    def apply_and_hear(self, manifests: str) -> str:
-        """Apply and return all that kubectl tells the person, warnings included."""
-        return self.cluster.kubectl_said("apply", "-f", "-", input=manifests)
-
-    # --- inside
-
-    def _hami_dra(self, *arguments: str, account: str) -> str:
-        done = self.cluster.run([*_COMMAND, *arguments, "--kubeconfig", self._kubeconfig(account)])
-        if done.returncode != 0:
-            raise RuntimeError(f"hami-dra {' '.join(arguments)}: {done.stdout}{done.stderr}")
-        return done.stdout
-
-    def _kubeconfig(self, account: str) -> str:
-        return str(self.cluster.service_account_kubeconfig(NAMESPACE, account))

@@ -7,8 +7,9 @@ import pytest
 
 from hami_dra.contract.names import LABEL_WEBHOOK_IGNORE
 from tests.cluster.errors import CommandError
+from tests.cluster.installation import WEBHOOK
 from tests.cluster.manifests import claim, pod, pod_with_claim, text
-from tests.cluster.stack import WEBHOOK, Stack
+from tests.cluster.stack import NODE_HEALTH, Stack
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_a_cdi_directory_that_cannot_be_written_is_named(stack: Stack) -> None:
             and item["involvedObject"]["name"] == "blocked"
         )
         assert cdi in message
-        assert "cdi" in stack.readiness()
+        assert "cdi" in stack.readiness(NODE_HEALTH)
     finally:
         cluster.run(["umount", cdi])
     assert cluster.process_status("node")["state"] == "running"
@@ -179,7 +180,9 @@ def test_an_nvml_that_fails_leaves_the_process_up_with_an_empty_slice(stack: Sta
         lambda items: len(items) == 1 and not items[0]["spec"].get("devices"),
     )
     assert cluster.process_status("node")["state"] == "running"
-    assert re.search(r"nvml: .*(UNINIT|init|Driver|unknown)", stack.readiness(), re.IGNORECASE)
+    assert re.search(
+        r"nvml: .*(UNINIT|init|Driver|unknown)", stack.readiness(NODE_HEALTH), re.IGNORECASE
+    )
 
     stack.repair_nvml()
     cluster.wait_for_all(

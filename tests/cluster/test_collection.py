@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.cluster.installation import NAMESPACE
 from tests.cluster.manifests import pod, text
-from tests.cluster.stack import NAMESPACE, Stack
+from tests.cluster.stack import Stack
 
 RESTORE_SECONDS = 2.0
 

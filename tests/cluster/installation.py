@@ -1,0 +1,150 @@
+"""hami-dra's cluster-wide part in a test cluster: the webhook and the controller.
+
+The processes run with ServiceAccounts of their own and no more rights than ``deploy/manifests``
+gives, so a missing permission fails here first.
+"""
+
+import json
+import signal
+import sys
+from collections.abc import Mapping
+from typing import Any, Self
+
+from hami_dra.contract.names import DRIVER_NAME
+from tests.cluster.cluster import Cluster
+from tests.cluster.launch import ROOT
+
+NAMESPACE = "hami-dra"
+WEBHOOK = "https://127.0.0.1:8443"
+WEBHOOK_HEALTH = "http://127.0.0.1:8081"
+CONTROLLER_HEALTH = "http://127.0.0.1:8082"
+_COMMAND = (sys.executable, "-m", "hami_dra")
+
+
+class Installation:
+    """hami-dra installed into a cluster, whatever nodes that has."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.state = cluster.directory / "hami-dra"
+
+    @classmethod
+    def install_admission(cls, cluster: Cluster, settings: Mapping[str, Any] | None = None) -> Self:
+        """Install the manifests and start the webhook; return once it is ready.
+
+        Args:
+            cluster: Where.
+            settings: Content of the admission configuration; the defaults without.
+        """
+        installation = cls(cluster)
+        installation.apply_manifests()
+        installation.start_webhook(settings)
+        return installation
+
+    def apply_manifests(self) -> None:
+        """Install what an administrator applies: the namespace and our rights."""
+        for name in ("namespace.yaml", "rbac.yaml"):
+            self.cluster.apply((ROOT / "deploy" / "manifests" / name).read_text())
+
+    def start_webhook(self, settings: Mapping[str, Any] | None = None) -> None:
+        """Make certificates, register the webhooks and serve them.
+
+        Args:
+            settings: Content of the admission configuration; the defaults without.
+        """
+        certificates = str(self.state / "webhook-certs")
+        config = self._write_config(settings)
+        self._hami_dra(
+            "controller", "bootstrap", "--cert-dir", certificates, "--webhook-url", WEBHOOK,
+            *config,
+            account="hami-dra-controller",
+        )  # fmt: skip
+        self.cluster.start_process(
+            "webhook",
+            [
+                *_COMMAND, "webhook", "--cert-dir", certificates,
+                "--listen", WEBHOOK.removeprefix("https://"),
+                "--health-listen", WEBHOOK_HEALTH.removeprefix("http://"),
+                "--kubeconfig", self.kubeconfig("hami-dra-webhook"),
+                *config,
+            ],
+            ready=f"{WEBHOOK_HEALTH}/readyz",
+        )  # fmt: skip
+
+    def start_controller(self, *, template_age_seconds: float = 3600.0) -> None:
+        """Start the controller; ready means that it takes part in the election."""
+        self.cluster.start_process(
+            "controller",
+            [
+                *_COMMAND, "controller", "run",
+                "--template-age", str(template_age_seconds),
+                "--health-listen", CONTROLLER_HEALTH.removeprefix("http://"),
+                "--lease-namespace", NAMESPACE,
+                "--kubeconfig", self.kubeconfig("hami-dra-controller"),
+            ],
+            ready=f"{CONTROLLER_HEALTH}/readyz",
+        )  # fmt: skip
+
+    def stop_controller(self) -> dict[str, Any]:
+        """Stop the controller as kubelet would."""
+        return self.cluster.stop_process("controller", signal.SIGTERM)
+
+    def devices(self) -> list[dict[str, Any]]:
+        """Return the published devices in the order of the slices."""
+        return [device for item in self.slices() for device in item["spec"].get("devices") or []]
+
+    def slices(self) -> list[dict[str, Any]]:
+        """Return our ResourceSlices in the order of their names."""
+        return sorted(
+            (
+                item
+                for item in self.cluster.api.items("resourceslices")
+                if item["spec"]["driver"] == DRIVER_NAME
+            ),
+            key=lambda item: str(item["metadata"]["name"]),
+        )
+
+    def claims(self, namespace: str = "default") -> list[dict[str, Any]]:
+        """Return the ResourceClaims of a namespace."""
+        return self.cluster.api.items("resourceclaims", namespace)
+
+    def claim_of(self, pod: str, namespace: str = "default") -> dict[str, Any]:
+        """Return the claim that was made for a pod."""
+        for claim in self.claims(namespace):
+            owners = claim["metadata"].get("ownerReferences", [])
+            if any(owner["name"] == pod for owner in owners):
+                return claim
+        raise LookupError(f"no ResourceClaim belongs to pod {namespace}/{pod}")
+
+    def readiness(self, health: str) -> str:
+        """Return what /readyz says, whatever its status."""
+        program = (
+            "import sys, urllib.request, urllib.error\n"
+            "try: print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())\n"
+            "except urllib.error.HTTPError as error: print(error.read().decode())\n"
+        )
+        return self.cluster.run([sys.executable, "-c", program, f"{health}/readyz"]).stdout
+
+    def apply_and_hear(self, manifests: str) -> str:
+        """Apply and return all that kubectl tells the person, warnings included."""
+        return self.cluster.kubectl_said("apply", "-f", "-", input=manifests)
+
+    # --- inside
+
+    def _hami_dra(self, *arguments: str, account: str) -> str:
+        done = self.cluster.run([*_COMMAND, *arguments, "--kubeconfig", self.kubeconfig(account)])
+        if done.returncode != 0:
+            raise RuntimeError(f"hami-dra {' '.join(arguments)}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def _write_config(self, settings: Mapping[str, Any] | None) -> tuple[str, ...]:
+        if settings is None:
+            return ()
+        path = self.state / "admission.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(settings))
+        return ("--config", str(path))
+
+    def kubeconfig(self, account: str) -> str:
+        """Return a kubeconfig of one of our ServiceAccounts."""
+        return str(self.cluster.service_account_kubeconfig(NAMESPACE, account))
