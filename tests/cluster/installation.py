@@ -43,7 +43,7 @@ class Installation:
 
     def apply_manifests(self) -> None:
         """Install what an administrator applies: the namespace and our rights."""
-        for name in ("namespace.yaml", "rbac.yaml"):
+        for name in ("namespace.yaml", "rbac.yaml", "slices-policy.yaml"):
             self.cluster.apply((ROOT / "deploy" / "manifests" / name).read_text())
 
     def start_webhook(self, settings: Mapping[str, Any] | None = None) -> None:
@@ -145,6 +145,6 @@ class Installation:
         path.write_text(json.dumps(settings))
         return ("--config", str(path))
 
-    def kubeconfig(self, account: str) -> str:
-        """Return a kubeconfig of one of our ServiceAccounts."""
-        return str(self.cluster.service_account_kubeconfig(NAMESPACE, account))
+    def kubeconfig(self, account: str, node: str = "") -> str:
+        """Return a kubeconfig of one of our ServiceAccounts, on a node if one is given."""
+        return str(self.cluster.service_account_kubeconfig(NAMESPACE, account, node))

@@ -276,13 +276,15 @@ class Session:
         """The kubeconfig of a member of system:masters; valid inside the network namespace."""
         return self.directory / "certs" / "admin.kubeconfig"
 
-    def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
+    def service_account_kubeconfig(self, namespace: str, name: str, node: str = "") -> Path:
         """Return a kubeconfig for a ServiceAccount's own, least-privileged identity.
 
-        The token, valid for two hours, is in a file beside it, as it is in a pod. The
-        ServiceAccount has to exist.
+        The token, valid for two hours, is in a file beside it, as it is in a pod. It names the
+        node, if one is given, as the token of a pod there does. Both have to exist.
         """
-        return identities.service_account_kubeconfig(self.api, self.directory, namespace, name)
+        return identities.service_account_kubeconfig(
+            self.api, self.directory, namespace, name, node
+        )
 
     # --- places
 

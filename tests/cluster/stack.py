@@ -63,7 +63,7 @@ class Stack(Installation):
         cluster = self.cluster
         return [
             "--node-name", self.node_name,
-            "--kubeconfig", self.kubeconfig("hami-dra-node"),
+            "--kubeconfig", self.kubeconfig("hami-dra-node", self.node_name),
             "--kubelet-dir", str(cluster.kubelet_directory),
             "--cdi-dir", str(cluster.cdi_directory),
             "--state-dir", str(self.state),
