@@ -40,7 +40,7 @@ from hami_dra.node.preparer import ClaimFiles, Preparer, Step, no_step, read_boo
 from hami_dra.node.publisher import Publisher
 from hami_dra.node.recovery import Recovery
 from hami_dra.node.registration import Registration
-from hami_dra.node.service import DraService
+from hami_dra.node.service import VERSIONS, DraService
 from hami_dra.node.settings import NodeSettings
 from hami_dra.node.sharedir import ShareDirectories
 from hami_dra.policy.devices import GpuFacts, describe_devices
@@ -142,6 +142,7 @@ async def _serve(  # noqa: PLR0917 - what run_node opened, handed on once
         socket=settings.registration_socket,
         driver=DRIVER_NAME,
         endpoint=settings.plugin_socket,
+        versions=VERSIONS,
         on_status=note_registration,
     )
     metrics = NodeMetrics(service.statistics, publisher.statistics)

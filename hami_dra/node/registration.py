@@ -45,7 +45,7 @@ class Registration:
         socket: Path,
         driver: str,
         endpoint: Path,
-        versions: tuple[str, ...] = ("v1.DRAPlugin",),
+        versions: tuple[str, ...],
         on_status: Callable[[str | None], None],
     ) -> None:
         self._socket = socket
@@ -76,7 +76,7 @@ class Registration:
                 response_serializer=RegistrationStatusResponse.SerializeToString,
             ),
         }
-        self._server = await open_server(self._socket, _SERVICE, handlers)
+        self._server = await open_server(self._socket, {_SERVICE: handlers})
 
     async def stop(self) -> None:
         """Take the socket away, which deregisters the plugin. Idempotent."""

@@ -1,4 +1,6 @@
-"""The DRA plugin service (v1): batches of claims in, one answer for each claim out.
+"""The DRA plugin service: batches of claims in, one answer for each claim out.
+
+The messages of v1 and v1beta1 are the same on the wire, so one set of handlers serves both.
 
 Protocol facts (k8s.io/kubernetes pkg/kubelet/cm/dra): the kubelet waits 45 s; an RPC error fails
 every claim of the batch and an answer that lacks a claim is an error too, so what goes wrong with
@@ -26,7 +28,9 @@ from hami_dra.service.retry import retry
 
 _log = structlog.get_logger(__name__)
 
-_SERVICE: Final = "k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin"
+VERSIONS: Final = ("v1.DRAPlugin", "v1beta1.DRAPlugin")
+"""What is advertised, newest first: the kubelet takes the first that it knows."""
+_SERVICES: Final = tuple(f"k8s.io.kubelet.pkg.apis.dra.{version}" for version in VERSIONS)
 _LIMIT_SECONDS: Final = 40.0
 """Hard end of one claim's work; the kubelet's own is 45 s."""
 
@@ -123,7 +127,7 @@ class DraService:
                 response_serializer=pb.NodeUnprepareResourcesResponse.SerializeToString,
             ),
         }
-        self._server = await open_server(self._socket, _SERVICE, handlers)
+        self._server = await open_server(self._socket, dict.fromkeys(_SERVICES, handlers))
 
     async def stop(self, grace_seconds: float) -> None:
         """Let running calls end, cut off those that take longer, remove the socket. Idempotent."""

@@ -1,6 +1,7 @@
 """gRPC servers on UNIX sockets in the kubelet's directories."""
 
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,10 +14,11 @@ _PROBE_SECONDS: Final = 1.0
 
 
 Handlers = dict[str, "grpc.RpcMethodHandler[Any, Any]"]
+"""Of one service, by the names of its methods."""
 
 
-async def open_server(path: Path, service: str, handlers: Handlers) -> grpc.aio.Server:
-    """Serve one service on a socket, replacing the file that a killed process left.
+async def open_server(path: Path, services: Mapping[str, Handlers]) -> grpc.aio.Server:
+    """Serve services, by their full names, on a socket; replaces the file of a killed process.
 
     Raises:
         FatalError: The socket cannot be made, or another process answers on it.
@@ -29,7 +31,12 @@ async def open_server(path: Path, service: str, handlers: Handlers) -> grpc.aio.
             "directory, mounted read-write?"
         ) from error
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    server.add_generic_rpc_handlers(
+        tuple(
+            grpc.method_handlers_generic_handler(service, handlers)
+            for service, handlers in services.items()
+        )
+    )
     try:
         server.add_insecure_port(f"unix:{path}")
     except RuntimeError as error:

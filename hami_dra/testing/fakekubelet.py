@@ -6,7 +6,7 @@ answers checked for exactly the claims that were asked for.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,6 @@ _INFO_SECONDS: Final = 1.0
 _NOTIFY_SECONDS: Final = 5.0
 _CALL_SECONDS: Final = 45.0
 _POLL_SECONDS: Final = 0.02
-_KNOWN_VERSIONS: Final = ("v1.DRAPlugin", "v1beta1.DRAPlugin")
 
 T = TypeVar("T", bound=Message)
 
@@ -42,11 +41,20 @@ class FakeKubelet:
     Args:
         kubelet_dir: The kubelet's root directory, with ``plugins_registry`` below it.
         refusal: Text of a refusal instead of a registration, "" to register.
+        knows: Services that it can speak; of a plugin's it takes the first one.
     """
 
-    def __init__(self, kubelet_dir: Path, *, refusal: str = "") -> None:
+    def __init__(
+        self,
+        kubelet_dir: Path,
+        *,
+        refusal: str = "",
+        knows: Sequence[str] = ("v1.DRAPlugin", "v1beta1.DRAPlugin"),
+    ) -> None:
         self._registry = kubelet_dir / "plugins_registry"
         self._refusal = refusal
+        self._knows = knows
+        self._service = ""
 
     async def register(
         self, driver: str, *, timeout_seconds: float = 5.0
@@ -98,7 +106,7 @@ class FakeKubelet:
         """
         answer = await _call(
             Path(endpoint),
-            "/k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin/NodePrepareResources",
+            f"{self._service}/NodePrepareResources",
             dra.NodePrepareResourcesRequest(claims=_claims(claims)),
             dra.NodePrepareResourcesResponse,
             _CALL_SECONDS,
@@ -115,7 +123,7 @@ class FakeKubelet:
         """
         answer = await _call(
             Path(endpoint),
-            "/k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin/NodeUnprepareResources",
+            f"{self._service}/NodeUnprepareResources",
             dra.NodeUnprepareResourcesRequest(claims=_claims(claims)),
             dra.NodeUnprepareResourcesResponse,
             _CALL_SECONDS,
@@ -136,8 +144,11 @@ class FakeKubelet:
     def _check(self, info: registration.PluginInfo) -> None:
         if info.type != "DRAPlugin" or not Path(info.endpoint).is_socket():
             raise ValueError(f"not a DRA plugin with a live endpoint: {info}")
-        if not any(version in _KNOWN_VERSIONS for version in info.supported_versions):
-            raise ValueError(f"no version that a kubelet knows: {info.supported_versions}")
+        for version in info.supported_versions:
+            if version in self._knows:
+                self._service = f"/k8s.io.kubelet.pkg.apis.dra.{version}"
+                return
+        raise ValueError(f"no version that a kubelet knows: {info.supported_versions}")
 
 
 async def _call(

@@ -10,7 +10,7 @@ import pytest
 from hami_dra.contract.errors import FatalError, RetryError, UserError
 from hami_dra.node.locks import ClaimLocks
 from hami_dra.node.registration import Registration
-from hami_dra.node.service import ClaimRef, DraService, PreparedDevice
+from hami_dra.node.service import VERSIONS, ClaimRef, DraService, PreparedDevice
 from hami_dra.testing.fakekubelet import FakeClaim, FakeKubelet
 
 DRIVER = "gpu.example.com"
@@ -66,6 +66,7 @@ async def serving(
         socket=base / "plugins_registry" / f"{DRIVER}-reg.sock",
         driver=DRIVER,
         endpoint=socket,
+        versions=VERSIONS,
         on_status=statuses.append,
     )
     await service.start()
@@ -82,7 +83,7 @@ async def test_the_kubelet_registers_the_plugin(base: Path) -> None:
         info = await FakeKubelet(base).register(DRIVER)
 
         assert (info.type, info.name) == ("DRAPlugin", DRIVER)
-        assert list(info.supported_versions) == ["v1.DRAPlugin"]
+        assert list(info.supported_versions) == ["v1.DRAPlugin", "v1beta1.DRAPlugin"]
         assert info.endpoint == str(base / "plugins" / DRIVER / "dra.sock")
         assert statuses == [None]
 
@@ -114,6 +115,19 @@ async def test_one_bad_claim_does_not_hurt_the_others(base: Path) -> None:
         assert "internal error" in answers["bug"].error
         statistics = service.statistics()
         assert (statistics.prepared, statistics.failed) == (1, 2)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_kubelet_of_either_version_is_served(base: Path, version: str) -> None:
+    handler = Handler()
+    async with serving(base, handler):
+        kubelet = FakeKubelet(base, knows=(version,))
+        info = await kubelet.register(DRIVER)
+
+        answers = await kubelet.prepare(info.endpoint, FakeClaim("one", "a"))
+        assert answers["one"].devices[0].share_id == "share-one"
+        assert await kubelet.unprepare(info.endpoint, FakeClaim("one", "a")) == {"one": ""}
+    assert handler.calls == ["one", "-one"]
 
 
 async def test_every_claim_of_an_unprepare_is_answered(base: Path) -> None:
