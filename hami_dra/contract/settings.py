@@ -99,12 +99,15 @@ class AdmissionSettings(
         default_scheduler_policy: Where pods go that do not say it.
         replace_schedulers: Names of schedulers whose pods go to the stock one, which needs none of
             theirs to allocate a claim.
+        excluded_namespaces: Namespaces whose pods are never rewritten, so that nothing that the
+            cluster itself needs can ever wait for the webhook.
     """
 
     dialects: tuple[DialectName, ...] = ("hami",)
     nvidia: NvidiaSettings = NvidiaSettings()
     default_scheduler_policy: SchedulerPolicy = SchedulerPolicy()
     replace_schedulers: tuple[str, ...] = ("hami-scheduler",)
+    excluded_namespaces: tuple[str, ...] = ("kube-system",)
 
 
 DEFAULT_SETTINGS: Final = AdmissionSettings()

@@ -23,6 +23,8 @@ _GPU_KEYS: Final = "GPU_KEYS"
 """Stands in an expression for the list of resource names."""
 _GPU_ANNOTATIONS: Final = "GPU_ANNOTATIONS"
 """Stands in an expression for the list of annotations by which pods ask for cards."""
+_NAMESPACE_NAME: Final = "kubernetes.io/metadata.name"
+"""Label that the API server puts on every namespace."""
 _OTHER_PODS_SECONDS: Final = 2
 """How long a pod that asks for no card may be held up."""
 
@@ -75,6 +77,8 @@ def render_objects(
             for condition in webhook["matchConditions"]:
                 for placeholder, text in fillings.items():
                     condition["expression"] = condition["expression"].replace(placeholder, text)
+            if resource is MUTATING_WEBHOOKS and admission.excluded_namespaces:
+                _leave_alone(webhook, admission.excluded_namespaces)
         if resource is MUTATING_WEBHOOKS and admission.nvidia.overwrite_env:
             body["webhooks"].append(_see_other_pods(body["webhooks"][0]))
         yield resource, body
@@ -82,6 +86,14 @@ def render_objects(
 
 def _write_list(texts: Iterable[str]) -> str:
     return f"[{', '.join(map(quote, texts))}]"
+
+
+def _leave_alone(webhook: dict[str, Any], namespaces: Iterable[str]) -> None:
+    selector = webhook["namespaceSelector"]
+    excluded = {"key": _NAMESPACE_NAME, "operator": "NotIn", "values": list(namespaces)}
+    # A new selector: the file's anchor makes pods and namespaces share one.
+    expressions = [*selector["matchExpressions"], excluded]
+    webhook["namespaceSelector"] = {**selector, "matchExpressions": expressions}
 
 
 def _see_other_pods(webhook: Mapping[str, Any]) -> dict[str, Any]:

@@ -156,3 +156,18 @@ def test_url_and_service_exclude_each_other(tmp_path: Path) -> None:
     assert "exclude each other" in result.output
     result = CliRunner().invoke(controller, [*arguments, "--webhook-service", "a"])
     assert "'a' is not NAMESPACE/NAME" in result.output
+
+
+def test_pods_of_excluded_namespaces_never_wait_for_the_webhook() -> None:
+    pods, _ = _webhooks()
+    expressions = pods["namespaceSelector"]["matchExpressions"]
+    assert expressions[-1] == {
+        "key": "kubernetes.io/metadata.name",
+        "operator": "NotIn",
+        "values": ["kube-system"],
+    }
+    assert pods["objectSelector"]["matchExpressions"] == expressions[:-1]
+    admission = decode_settings({"excludedNamespaces": []})
+    (_, (_, everywhere), _) = render_objects(_URL, b"CA", admission)
+    selector = everywhere["webhooks"][0]["namespaceSelector"]
+    assert selector["matchExpressions"] == expressions[:-1]
