@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import Any, Final
 
 from hami_dra.contract.errors import UserError
-from hami_dra.contract.quantity import MIB
 from hami_dra.contract.settings import AdmissionSettings, NvidiaSettings
 from hami_dra.policy.dialects.hami_annotations import read_wishes
 from hami_dra.policy.dialects.hami_env import read_control, read_core_policy
+from hami_dra.policy.dialects.mib import read_mib
 from hami_dra.policy.podview import Place, PodView, list_places
 from hami_dra.policy.request import (
     MOST_CARDS,
@@ -26,9 +26,6 @@ from hami_dra.policy.request import (
 )
 from hami_dra.policy.written import Number, Written, find_keys
 
-_BYTE_SUFFIXES: Final = ("Mi", "Gi", "Ti", "Pi", "Ei")
-_MOST_MIB: Final = 2**31 - 1
-"""HAMi keeps the number in an int32."""
 _MOST_PRIORITY: Final = 2**31 - 1
 _WHOLE_PERCENT: Final = 100
 
@@ -93,7 +90,7 @@ class _Reader:
     def read_share(self) -> Share | None:
         """Return what the container wants, ``None`` for no card."""
         settings = self._settings
-        memory = self._read_memory()
+        memory = read_mib(self._written, settings.resource_memory_name, settings.memory_factor)
         percentage = self._read_percentage()
         cores = self._read_cores()
         said = [number for number in (memory, percentage, cores) if number is not None]
@@ -156,26 +153,6 @@ class _Reader:
             f"taken as {WHOLE_CORES_PERCENT}"
         )
         return Number(WHOLE_CORES_PERCENT, cores.field)
-
-    def _read_memory(self) -> Number | None:
-        key = self._settings.resource_memory_name
-        factor = self._settings.memory_factor
-        number = self._written.read(key)
-        if number is None:
-            return None
-        text = str(self._written.text(key))
-        unit = "MiB" if factor == 1 else f"units of {factor} MiB"
-        if number.value and text.endswith(_BYTE_SUFFIXES):
-            wanted = -(-number.value // (MIB * factor))
-            raise UserError(f"is a number of {unit}; write {wanted} for {text}", field=number.field)
-        if number.value * factor > _MOST_MIB:
-            wanted = -(-number.value // (MIB * factor))
-            raise UserError(
-                f"is a number of {unit}, and {number.value * factor} MiB is more than the largest "
-                f"possible {_MOST_MIB}; write {wanted} if {text} was meant in bytes",
-                field=number.field,
-            )
-        return Number(number.value * factor, number.field)
 
     def _read_percentage(self) -> Number | None:
         number = self._written.read(self._settings.resource_memory_percentage_name)
