@@ -11,8 +11,14 @@ DRIVER_NAME: Final = "hami-core-gpu.project-hami.io"
 DEVICE_CLASS: Final = DRIVER_NAME
 """The DeviceClass that claims name; the same word, as existing HAMi-DRA manifests use it."""
 
+DEVICE_CLASS_MIG: Final = "hami-core-mig.project-hami.io"
+"""The DeviceClass of MIG devices, which are never shared further."""
+
 DEVICE_TYPE: Final = "hami-gpu"
 """Value of the attribute ``type`` on every shareable card."""
+
+DEVICE_TYPE_MIG: Final = "hami-mig"
+"""Value of the attribute ``type`` on every MIG device."""
 
 # Device attributes (unqualified: the driver's own domain).
 ATTR_TYPE: Final = "type"
@@ -26,6 +32,10 @@ ATTR_COMPUTE_CAPABILITY: Final = "cudaComputeCapability"
 ATTR_DRIVER_VERSION: Final = "driverVersion"
 ATTR_CUDA_DRIVER_VERSION: Final = "cudaDriverVersion"
 ATTR_PCIE_BUS_ID: Final = "pcieBusID"
+# Of MIG devices only.
+ATTR_PROFILE: Final = "profile"
+"""As NVML names it: ``1g.5gb``, ``1g.5gb+me``."""
+ATTR_PARENT_UUID: Final = "parentUUID"
 
 # Standard attributes shared between drivers (KEP-6072).
 ATTR_STD_PCI_BUS_ID: Final = "resource.kubernetes.io/pciBusID"
@@ -70,6 +80,8 @@ LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "hami-dra"
 LABEL_WEBHOOK_IGNORE: Final = "hami.io/webhook"
 """Pod or namespace label; the value ``ignore`` keeps the webhook away."""
+LABEL_VGPU_MANAGER_IGNORE: Final = "vgpu-manager.io/ignore-webhook"
+"""The same in vgpu-manager's words, with the value ``true``."""
 TEMPLATE_NAME_PREFIX: Final = "hami-gpu"
 POD_CLAIM_NAME: Final = "hami-gpu"
 """Name of the entry in ``pod.spec.resourceClaims`` that the webhook adds."""

@@ -5,13 +5,19 @@ a cluster that renamed its resources or set defaults keeps them. Keys that conce
 vendors are refused like any unknown one: a setting that has no effect is worse than an error.
 """
 
-import re
 from typing import Any, Final, Literal
 
 import msgspec
 
 from hami_dra.contract.claimconfig import CorePolicy
+from hami_dra.contract.dialectsettings import (
+    NvidiaPluginSettings,
+    VgpuManagerSettings,
+    check_nvidia_plugin,
+    check_vgpu_manager,
+)
 from hami_dra.contract.errors import UserError
+from hami_dra.contract.extendedresource import check_resource_name
 from hami_dra.contract.names import (
     RESOURCE_CORES,
     RESOURCE_GPU,
@@ -20,11 +26,7 @@ from hami_dra.contract.names import (
     RESOURCE_PRIORITY,
 )
 
-DialectName = Literal["hami", "volcano"]
-_QUALIFIED_NAME: Final = re.compile(
-    r"(?=.{1,253}/)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
-    r"/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
-)
+DialectName = Literal["hami", "volcano", "vgpu-manager", "nvidia"]
 _MOST_MIB: Final = 2**31 - 1
 _WHOLE_PERCENT: Final = 100
 
@@ -101,6 +103,9 @@ class AdmissionSettings(
             theirs to allocate a claim.
         excluded_namespaces: Namespaces whose pods are never rewritten, so that nothing that the
             cluster itself needs can ever wait for the webhook.
+        allow_disable_control: Whether a pod may lift the limits of its own share.
+        vgpu_manager: What vgpu-manager's words mean.
+        nvidia_plugin: What the words of NVIDIA's device plugin mean.
     """
 
     dialects: tuple[DialectName, ...] = ("hami",)
@@ -108,6 +113,9 @@ class AdmissionSettings(
     default_scheduler_policy: SchedulerPolicy = SchedulerPolicy()
     replace_schedulers: tuple[str, ...] = ("hami-scheduler",)
     excluded_namespaces: tuple[str, ...] = ("kube-system",)
+    allow_disable_control: bool = True
+    vgpu_manager: VgpuManagerSettings = VgpuManagerSettings()
+    nvidia_plugin: NvidiaPluginSettings = NvidiaPluginSettings()
 
 
 DEFAULT_SETTINGS: Final = AdmissionSettings()
@@ -147,10 +155,9 @@ def decode_settings(value: Any) -> AdmissionSettings:
                 f"is {number}; write a number from {lowest} to {highest}", field=f"nvidia.{name}"
             )
     for key in nvidia.keys:
-        if not _QUALIFIED_NAME.fullmatch(key):
-            raise UserError(
-                f"{key!r} is no name of an extended resource; write DOMAIN/NAME", field="nvidia"
-            )
+        check_resource_name(key, field="nvidia")
         if nvidia.keys.count(key) > 1:
             raise UserError(f"{key!r} is the name of two resources", field="nvidia")
+    check_vgpu_manager(settings.vgpu_manager)
+    check_nvidia_plugin(settings.nvidia_plugin)
     return settings

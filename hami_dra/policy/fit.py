@@ -18,6 +18,7 @@ from hami_dra.contract.names import (
 )
 from hami_dra.contract.quantity import MIB, parse_bytes
 from hami_dra.policy.request import Share
+from hami_dra.policy.target import OUR_CARDS
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -64,7 +65,7 @@ def list_sizes(nodes: Iterable[NodeCards]) -> tuple[int, ...]:
 def demands_of_shares(shares: Iterable[Share]) -> list[Demand]:
     """Return what the shares want of a card, as demands named after their containers.
 
-    A percentage is no demand: every card has it.
+    A percentage is no demand: every card has it. Of other devices nothing is known here.
     """
     return [
         Demand(
@@ -72,6 +73,7 @@ def demands_of_shares(shares: Iterable[Share]) -> list[Demand]:
             (Need(share.cards, share.memory_mib or 0, share.cores_percent, 1),),
         )
         for share in shares
+        if share.target is OUR_CARDS
     ]
 
 

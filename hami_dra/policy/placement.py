@@ -11,6 +11,7 @@ from hami_dra.policy.fit import NodeCards
 from hami_dra.policy.percentage import MOST_ALTERNATIVES, Alternative
 from hami_dra.policy.request import Placement, Share
 from hami_dra.policy.selectors import index_is
+from hami_dra.policy.target import OUR_CARDS
 
 
 def choose_index(nodes: Collection[NodeCards], rotation: int) -> int | None:
@@ -29,12 +30,16 @@ def prefer(
 ) -> tuple[Alternative, ...]:
     """Return the alternatives with the preferred ones before them, if a claim has room for both.
 
+    Only our own cards are known well enough to prefer one.
+
     Args:
         alternatives: What the share may take.
         share: What is wanted.
         placement: What is preferred.
         index: Position of the card to prefer, see `choose_index`.
     """
+    if share.target is not OUR_CARDS:
+        return alternatives
     first = tuple(_narrow(each, share, placement, index) for each in alternatives)
     if first == alternatives or len(first) + len(alternatives) > MOST_ALTERNATIVES:
         return alternatives
@@ -49,6 +54,8 @@ def warn_preferences(share: Share, placement: Placement, alternatives: int) -> s
         placement: What is preferred.
         alternatives: How many there are without preferences.
     """
+    if share.target is not OUR_CARDS:
+        return None
     one = share.cards == 1
     if placement.spread_cards and not one:
         return (

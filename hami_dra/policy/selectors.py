@@ -11,6 +11,7 @@ from typing import Final
 from hami_dra.contract.names import (
     ATTR_INDEX,
     ATTR_PRODUCT_NAME,
+    ATTR_PROFILE,
     ATTR_UUID,
     CAPACITY_MEMORY,
     DRIVER_NAME,
@@ -51,14 +52,28 @@ def memory_between(low_mib: int, high_mib: int) -> str:
 
 def product_contains(parts: Iterable[str]) -> str:
     """Return the expression for cards whose model contains any of the texts, in any case."""
+    return text_contains(f"{_ATTRIBUTES}.{ATTR_PRODUCT_NAME}", parts)
+
+
+def uuid_contains(parts: Iterable[str]) -> str:
+    """Return the expression for cards whose UUID contains any of the texts, in any case."""
+    return text_contains(f"{_ATTRIBUTES}.{ATTR_UUID}", parts)
+
+
+def text_contains(value: str, parts: Iterable[str]) -> str:
+    """Return the expression for values (an expression) that contain any of the texts, any case."""
     texts = ", ".join(quote(part.translate(_ASCII_LOWER)) for part in parts)
-    name = f"{_ATTRIBUTES}.{ATTR_PRODUCT_NAME}.lowerAscii()"
-    return f"[{texts}].exists(t, {name}.contains(t))"
+    return f"[{texts}].exists(t, {value}.lowerAscii().contains(t))"
 
 
 def uuid_among(uuids: Iterable[str]) -> str:
     """Return the expression for cards with one of the UUIDs."""
     return f"{_ATTRIBUTES}.{ATTR_UUID} in [{', '.join(map(quote, uuids))}]"
+
+
+def profile_is(profile: str) -> str:
+    """Return the expression for MIG devices of a profile, with ``.`` written for its ``+``."""
+    return f'{_ATTRIBUTES}.{ATTR_PROFILE}.replace("+", ".") == {quote(profile)}'
 
 
 def index_is(index: int) -> str:

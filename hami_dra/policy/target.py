@@ -9,6 +9,7 @@ from hami_dra.contract.names import (
     CAPACITY_MEMORY,
     CAPACITY_SLOTS,
     DEVICE_CLASS,
+    DEVICE_CLASS_MIG,
     DRIVER_NAME,
 )
 
@@ -48,3 +49,6 @@ OUR_CARDS: Final = Target(
     uuid=ATTR_UUID,
     takes_config=True,
 )
+
+MIG_DEVICES: Final = Target(device_class=DEVICE_CLASS_MIG, driver=DRIVER_NAME, uuid=ATTR_UUID)
+"""Parts that the card itself keeps apart: taken whole, and not held by our library."""

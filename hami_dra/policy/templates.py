@@ -145,7 +145,7 @@ def _constrain(
     if target.uuid:
         distinct = f"{target.driver}/{target.uuid}"
         yield {"distinctAttribute": distinct, "requests": [share.container]}
-    if placement.one_numa_node:
+    if placement.one_numa_node and target is OUR_CARDS:
         yield {"matchAttribute": ATTR_STD_NUMA_NODE, "requests": [share.container]}
     near = [f"{share.container}/{each.name}" for each in alternatives if each.near]
     if near:

@@ -8,10 +8,11 @@ from typing import Any, Final
 
 import yaml
 
+from hami_dra.contract.names import LABEL_VGPU_MANAGER_IGNORE
 from hami_dra.contract.settings import DEFAULT_SETTINGS, AdmissionSettings
 from hami_dra.kube import Resource
 from hami_dra.kube.objects import DEVICE_CLASSES, MUTATING_WEBHOOKS, VALIDATING_WEBHOOKS
-from hami_dra.policy.dialects import list_annotations, list_keys
+from hami_dra.policy.dialects import list_annotations, list_keys, list_prefixes
 from hami_dra.policy.selectors import quote
 
 _OBJECTS: Final = (
@@ -21,6 +22,8 @@ _OBJECTS: Final = (
 )
 _GPU_KEYS: Final = "GPU_KEYS"
 """Stands in an expression for the list of resource names."""
+_GPU_PREFIXES: Final = "GPU_PREFIXES"
+"""Stands in an expression for the list of how further resource names begin."""
 _GPU_ANNOTATIONS: Final = "GPU_ANNOTATIONS"
 """Stands in an expression for the list of annotations by which pods ask for cards."""
 _NAMESPACE_NAME: Final = "kubernetes.io/metadata.name"
@@ -68,8 +71,11 @@ def render_objects(
     """
     fillings = {
         _GPU_KEYS: _write_list(list_keys(admission)),
+        _GPU_PREFIXES: _write_list(list_prefixes(admission)),
         _GPU_ANNOTATIONS: _write_list(list_annotations(admission)),
     }
+    if "nvidia" in admission.dialects:
+        yield DEVICE_CLASSES, _load("deviceclass-mig.yaml")
     for resource, file, path in _OBJECTS:
         body = _load(file)
         for webhook in body.get("webhooks", ()):
@@ -77,6 +83,8 @@ def render_objects(
             for condition in webhook["matchConditions"]:
                 for placeholder, text in fillings.items():
                     condition["expression"] = condition["expression"].replace(placeholder, text)
+            if resource is MUTATING_WEBHOOKS and "vgpu-manager" in admission.dialects:
+                _heed_vgpu_manager(webhook)
             if resource is MUTATING_WEBHOOKS and admission.excluded_namespaces:
                 _leave_alone(webhook, admission.excluded_namespaces)
         if resource is MUTATING_WEBHOOKS and admission.nvidia.overwrite_env:
@@ -94,6 +102,14 @@ def _leave_alone(webhook: dict[str, Any], namespaces: Iterable[str]) -> None:
     # A new selector: the file's anchor makes pods and namespaces share one.
     expressions = [*selector["matchExpressions"], excluded]
     webhook["namespaceSelector"] = {**selector, "matchExpressions": expressions}
+
+
+def _heed_vgpu_manager(webhook: dict[str, Any]) -> None:
+    """Let its users' label keep pods and namespaces away, too."""
+    ignored = {"key": LABEL_VGPU_MANAGER_IGNORE, "operator": "NotIn", "values": ["true"]}
+    for selector in ("namespaceSelector", "objectSelector"):
+        terms = webhook[selector]["matchExpressions"]
+        webhook[selector] = {"matchExpressions": [*terms, ignored]}
 
 
 def _see_other_pods(webhook: Mapping[str, Any]) -> dict[str, Any]:

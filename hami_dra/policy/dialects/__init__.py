@@ -10,7 +10,8 @@ from typing import Final
 
 from hami_dra.contract.errors import UserError
 from hami_dra.contract.settings import AdmissionSettings, DialectName
-from hami_dra.policy.dialects import hami, volcano
+from hami_dra.policy.dialects import hami, nvidia_plugin, vgpu_manager, volcano
+from hami_dra.policy.dialects.control import check_control
 from hami_dra.policy.podview import PodView
 from hami_dra.policy.request import PodRequest
 
@@ -23,16 +24,23 @@ class _Dialect:
         list_keys: Resources whose presence in a container means that a pod speaks it.
         read_pod: Reads a pod; ``None`` if it does not speak it.
         annotations: Keys whose presence on a pod means the same.
+        prefixes: How resources begin whose presence means the same, and whose names have an end
+            that only the dialect can judge.
     """
 
     list_keys: Callable[[AdmissionSettings], tuple[str, ...]]
     read_pod: Callable[[PodView, AdmissionSettings], PodRequest | None]
     annotations: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
 
 
 _DIALECTS: Final[Mapping[DialectName, _Dialect]] = {
     "hami": _Dialect(hami.list_keys, hami.read_pod),
     "volcano": _Dialect(volcano.list_keys, volcano.read_pod),
+    "vgpu-manager": _Dialect(vgpu_manager.list_keys, vgpu_manager.read_pod),
+    "nvidia": _Dialect(
+        nvidia_plugin.list_keys, nvidia_plugin.read_pod, prefixes=nvidia_plugin.PREFIXES
+    ),
 }
 
 
@@ -46,11 +54,17 @@ def list_annotations(admission: AdmissionSettings) -> tuple[str, ...]:
     return tuple(key for name in admission.dialects for key in _DIALECTS[name].annotations)
 
 
+def list_prefixes(admission: AdmissionSettings) -> tuple[str, ...]:
+    """Return how further resources of the dialects that are switched on begin."""
+    return tuple(key for name in admission.dialects for key in _DIALECTS[name].prefixes)
+
+
 def read_request(pod: PodView, admission: AdmissionSettings) -> PodRequest | None:
     """Read what a pod asks for, in whichever dialect; ``None`` if in none.
 
     Raises:
-        UserError: It speaks two dialects, or one of them wrongly.
+        UserError: It speaks two dialects, or one of them wrongly, or wants what the operator does
+            not allow.
     """
     found = {
         name: request
@@ -63,7 +77,10 @@ def read_request(pod: PodView, admission: AdmissionSettings) -> PodRequest | Non
             f"the pod asks for GPUs in the words of {' and '.join(said)}; write it in one of them",
             field="spec",
         )
-    return next(iter(found.values()), None)
+    request = next(iter(found.values()), None)
+    if request is not None and not admission.allow_disable_control:
+        check_control(pod, request)
+    return request
 
 
 def _find_key(request: PodRequest) -> str:

@@ -41,11 +41,17 @@ def read_core_policy(place: Place, usual: CorePolicy, warnings: list[str]) -> Co
     return None if policy == "default" else policy
 
 
-def read_control(place: Place, warnings: list[str]) -> bool:
-    """Return whether a container is held to its limits."""
-    text = _read(place, ENV_DISABLE_CONTROL, warnings)
+def read_control(place: Place, warnings: list[str], name: str = ENV_DISABLE_CONTROL) -> bool:
+    """Return whether a container is held to its limits.
+
+    Args:
+        place: The container.
+        warnings: Takes what has no effect, or one that people should know.
+        name: The variable that lifts them.
+    """
+    text = _read(place, name, warnings)
     disabled = False if text is None else parse_bool(text)
-    where = f"{place.path}.env[{ENV_DISABLE_CONTROL}]"
+    where = f"{place.path}.env[{name}]"
     if disabled is None:
         warnings.append(f"{where}: {str(text)[:63]!r} is neither true nor false; has no effect")
     elif disabled:

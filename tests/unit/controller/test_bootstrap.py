@@ -127,6 +127,30 @@ def test_the_words_of_other_dialects_reach_the_webhook_when_they_are_on() -> Non
     assert "volcano.sh" not in _webhooks()[0]["matchConditions"][0]["expression"]
 
 
+def test_names_with_a_variable_end_reach_the_webhook_and_their_class_exists() -> None:
+    admission = decode_settings({"dialects": ["nvidia"]})
+    (_, mig), (_, cards), (_, body), _ = render_objects(WebhookAddress(), b"", admission)
+    condition = body["webhooks"][0]["matchConditions"][0]["expression"]
+    prefixes = '["nvidia.com/mig-", "nvidia.com/gpu-"].exists(p, k.startsWith(p))'
+    assert condition.count(prefixes) == 2
+    assert mig["metadata"]["name"] == names.DEVICE_CLASS_MIG
+    assert f'"{names.DEVICE_TYPE_MIG}"' in mig["spec"]["selectors"][0]["cel"]["expression"]
+    assert cards["metadata"]["name"] == names.DEVICE_CLASS
+    assert "[].exists(p, k.startsWith(p))" in _webhooks()[0]["matchConditions"][0]["expression"]
+
+
+def test_vgpu_manager_label_keeps_pods_away_where_its_words_are_understood() -> None:
+    admission = decode_settings({"dialects": ["vgpu-manager"]})
+    _, (_, body), _ = render_objects(WebhookAddress(), b"", admission)
+    (pods,) = body["webhooks"]
+    of_pods = pods["objectSelector"]["matchExpressions"]
+    assert {term["key"]: term["values"] for term in of_pods} == {
+        names.LABEL_WEBHOOK_IGNORE: ["ignore"],
+        names.LABEL_VGPU_MANAGER_IGNORE: ["true"],
+    }
+    assert pods["namespaceSelector"]["matchExpressions"][: len(of_pods)] == of_pods
+
+
 def test_other_pods_are_seen_only_to_hide_cards_and_never_kept_out() -> None:
     admission = decode_settings({"nvidia": {"overwriteEnv": True}})
     _, (_, body), _ = render_objects(WebhookAddress(), b"", admission)

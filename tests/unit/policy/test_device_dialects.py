@@ -1,0 +1,160 @@
+"""vgpu-manager's words, and those of NVIDIA's device plugin."""
+
+from typing import Any
+
+import jsonpatch
+import pytest
+
+from hami_dra.contract.errors import UserError
+from hami_dra.contract.names import DEVICE_CLASS, DRIVER_NAME
+from hami_dra.contract.settings import decode_settings
+from hami_dra.policy.fit import Card
+from hami_dra.policy.podplan import PodPlan, plan_pod
+from tests.unit.policy.golden import load_cases, name_case
+
+_NODES = [(Card(40960, 100, 10),) * 4]
+_WORDS = {"MANY": ",".join(map(str, range(65)))}
+_VGPU = {"dialects": ["hami", "vgpu-manager"]}
+_PLUGIN = {"dialects": ["hami", "nvidia"], "nvidiaPlugin": {"replicas": 10}}
+
+
+def _pod(row: dict[str, Any]) -> dict[str, Any]:
+    resources = {
+        key: {
+            name if "/" in name else f"nvidia.com/{name}": value for name, value in row[key].items()
+        }
+        for key in ("limits", "requests")
+        if key in row
+    }
+    env = [{"name": name, "value": value} for name, value in row.get("env", {}).items()]
+    annotations = {key: _WORDS.get(text, text) for key, text in row.get("annotations", {}).items()}
+    container = {"name": "main", "resources": resources, "env": env}
+    return {"metadata": {"annotations": annotations}, "spec": {"containers": [container]}}
+
+
+def _check(row: dict[str, Any], usual: dict[str, Any]) -> None:
+    pod = _pod(row)
+    settings = decode_settings(row.get("settings", usual))
+    if "refused" in row:
+        with pytest.raises(UserError) as caught:
+            plan_pod(pod, settings, nodes=_NODES)
+        assert [part for part in row["refused"] if part not in str(caught.value)] == []
+        return
+    plan = plan_pod(pod, settings, nodes=_NODES, rotation=2)
+    assert plan is not None
+    warns = row.get("warns", [])
+    assert len(plan.warnings) == len(warns), plan.warnings
+    assert [part for part, text in zip(warns, plan.warnings, strict=True) if part not in text] == []
+    assert "/" not in "".join(plan.pod["spec"]["containers"][0]["resources"].get("limits", {}))
+    assert jsonpatch.apply_patch(pod, plan.patch) == plan.pod
+    assert plan_pod(plan.pod, settings, nodes=_NODES) is None
+    assert list(plan.pod["spec"].get("affinity", {})) == (
+        [row["affinity"]] if "affinity" in row else []
+    )
+    if "request" in row:
+        _check_template(row, plan)
+    else:
+        assert plan.template is None
+
+
+def _check_template(row: dict[str, Any], plan: PodPlan) -> None:
+    assert plan.template is not None
+    devices = plan.template["spec"]["spec"]["devices"]
+    (request,) = devices["requests"]
+    asks = request.get("firstAvailable", [request.get("exactly")])
+    assert [ask["name"] for ask in asks if "name" in ask] == row.get("names", [])
+    for ask in asks:
+        ours = "class" not in row["request"]
+        expected = {**({"slots": "1"} if ours else {}), "class": DEVICE_CLASS, **row["request"]}
+        said = ask.get("capacity", {}).get("requests", {})
+        assert {"cards": ask["count"], "class": ask["deviceClassName"], **said} == expected
+        selectors = " ".join(entry["cel"]["expression"] for entry in ask.get("selectors", []))
+        selectors = selectors.replace(f'device.attributes["{DRIVER_NAME}"]', "DRV")
+        assert [part for part in row.get("selects", []) if part not in selectors] == []
+    constraints = [
+        entry["matchAttribute"]
+        for entry in devices.get("constraints", [])
+        if "matchAttribute" in entry
+    ]
+    assert constraints == row.get("constraints", [])
+    config = {}
+    for entry in devices.get("config", []):
+        config = dict(entry["opaque"]["parameters"])
+        del config["apiVersion"], config["kind"]
+    assert config == row.get("config", {})
+
+
+@pytest.mark.parametrize("row", load_cases("vgpu_manager.yaml"), ids=name_case)
+def test_vgpu_manager(row: dict[str, Any]) -> None:
+    assert plan_pod(_pod(row)) is None, "off by default"
+    _check(row, _VGPU)
+
+
+@pytest.mark.parametrize("row", load_cases("nvidia_plugin.yaml"), ids=name_case)
+def test_nvidia_plugin(row: dict[str, Any]) -> None:
+    if "nvidia.com/gpu" not in _pod(row)["spec"]["containers"][0]["resources"]["limits"]:
+        assert plan_pod(_pod(row)) is None, "off by default"
+    _check(row, _PLUGIN)
+
+
+def test_an_init_container_of_vgpu_manager_uses_the_share_that_covers_it() -> None:
+    def ask(memory: int) -> dict[str, Any]:
+        return {"resources": {"limits": {"nvidia.com/vgpu-memory": memory}}}
+
+    spec = {
+        "initContainers": [
+            {"name": "small", **ask(100)},
+            {"name": "large", **ask(9000)},
+            {"name": "sidecar", "restartPolicy": "Always", **ask(50)},
+        ],
+        "containers": [{"name": "main", **ask(1000)}],
+    }
+    plan = plan_pod({"spec": spec}, decode_settings(_VGPU), nodes=_NODES)
+    assert plan is not None
+    assert plan.request.uses == {
+        "small": "main",
+        "large": "large",
+        "sidecar": "sidecar",
+        "main": "main",
+    }
+
+
+def test_containers_of_one_pod_may_have_mig_devices_and_parts_of_cards() -> None:
+    spec = {
+        "containers": [
+            {"name": "a", "resources": {"limits": {"nvidia.com/mig-1g.5gb": "1"}}},
+            {"name": "b", "resources": {"limits": {"nvidia.com/gpu-10gb": "1"}}},
+            {"name": "c", "resources": {"limits": {"nvidia.com/gpu-x": "1"}}},
+        ]
+    }
+    plan = plan_pod({"spec": spec}, decode_settings(_PLUGIN), nodes=_NODES)
+    assert plan is not None
+    assert plan.request.keys == ("nvidia.com/gpu-10gb", "nvidia.com/mig-1g.5gb")
+    left = [container["resources"].get("limits") for container in plan.pod["spec"]["containers"]]
+    assert left == [None, None, {"nvidia.com/gpu-x": "1"}]
+
+
+def test_preferences_are_about_our_cards_only() -> None:
+    usual = {"gpuSchedulerPolicy": "spread"}
+    settings = decode_settings({**_PLUGIN, "defaultSchedulerPolicy": usual})
+    pod = _pod({"limits": {"mig-1g.5gb": 1}})
+    plan = plan_pod(pod, settings, nodes=_NODES)
+    assert plan is not None
+    assert plan.template is not None
+    assert "exactly" in plan.template["spec"]["spec"]["devices"]["requests"][0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"vgpuManager": {"domain": "Nvidia"}}, "vgpuManager.domain: "),
+        ({"vgpuManager": {"memoryFactor": 0}}, "vgpuManager.memoryFactor: is 0"),
+        ({"vgpuManager": {"computePolicy": "soft"}}, "Invalid enum value 'soft'"),
+        ({"nvidiaPlugin": {"replicas": -1}}, "nvidiaPlugin.replicas: is -1"),
+        ({"nvidiaPlugin": {"replicas": 101}}, "nvidiaPlugin.replicas: is 101"),
+        ({"nvidiaPlugin": {"sharedResourceName": "x"}}, "nvidiaPlugin.sharedResourceName: 'x'"),
+    ],
+)
+def test_settings_that_mean_nothing(wrong: dict[str, Any], field: str) -> None:
+    with pytest.raises(UserError, match=field):
+        decode_settings(wrong)
