@@ -26,3 +26,13 @@ def idle_event_loop() -> Iterator[None]:
     yield
     asyncio.set_event_loop(None)
     loop.close()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let cluster tests run on another Kubernetes than the usual one."""
+    parser.addoption(
+        "--kubernetes",
+        default="kubernetes",
+        metavar="FOLDER",
+        help="folder below tests/cluster/tools that pins the version of the test cluster",
+    )

@@ -1,15 +1,18 @@
 """One real cluster with hami-dra in it, per test module."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
 from hami_dra.testing.simgpu import A100, T4
 from tests.cluster.cluster import Cluster
-from tests.cluster.fixtures import cluster, cluster_config
+from tests.cluster.fixtures import cluster, cluster_config, kubernetes
 from tests.cluster.stack import Stack
 
-__all__ = ["cluster", "cluster_config"]
+CASE_PROPERTY = "golden"
+
+__all__ = ["cluster", "cluster_config", "kubernetes"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,6 +23,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         ):
             item.add_marker(pytest.mark.cluster)
             item.add_marker(pytest.mark.timeout(300))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many golden cases were allocated as wanted, by dialect."""
+    counts: dict[str, Counter[str]] = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for name, value in report.user_properties:
+                if name == CASE_PROPERTY:
+                    counts.setdefault(value, Counter())[outcome] += 1
+    for what, count in sorted(counts.items()):
+        terminalreporter.line(f"{what}: {count['passed']} as wanted, {count['failed']} not")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The cluster for pytest. A conftest.py imports ``cluster`` and, if need be, ``cluster_config``.
+"""The cluster for pytest. A conftest.py imports its fixtures.
 
 A module that wants another cluster defines its own ``cluster_config`` fixture, module-scoped. A
 machine that cannot run a cluster fails these tests: it does not skip them.
@@ -18,10 +18,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+@pytest.fixture(scope="session")
+def kubernetes(request: pytest.FixtureRequest) -> str:
+    """Return the folder that pins the version."""
+    return str(request.config.getoption("--kubernetes"))
+
+
 @pytest.fixture(scope="module")
-def cluster_config() -> Config:
+def cluster_config(kubernetes: str) -> Config:
     """Return what the module's cluster is to be like."""
-    return Config()
+    return Config(kubernetes=kubernetes)
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ OTHER = {"name": "npu-0", "attributes": {"model": {"string": "x"}}}
 
 
 @pytest.fixture(scope="module")
-def cluster_config() -> Config:
+def cluster_config(kubernetes: str) -> Config:
     """Return a cluster without kubelet."""
-    return Config(flags=Flags(node=False))
+    return Config(kubernetes=kubernetes, flags=Flags(node=False))
 
 
 def test_pods_are_allocated_shares_of_simulated_cards(cluster: Cluster) -> None:
