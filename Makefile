@@ -11,12 +11,13 @@ ASAN    := build/libvgpu-asan
 TSAN    := build/libvgpu-tsan
 LOCK    := $(shell cat requirements/dev.txt pyproject.toml | sha256sum | cut -c1-12)
 VENV    := .venv/.locked-$(LOCK)
+MATRIX_TESTS ?= tests/cluster/test_tables.py tests/cluster/test_simnodes.py
 C_FILES := $(wildcard libvgpu/src/*.c libvgpu/sim/*.c libvgpu/probe/*.c libvgpu/tests/*.c)
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HAMI_DRA_BUILD_DIR := $(CURDIR)/$(NATIVE)
 
-.PHONY: demo test preflight native tools lint unit contract native-test cluster-test sanitize \
+.PHONY: demo test preflight native tools lint unit contract native-test cluster-test test-matrix sanitize \
         bench lock proto clean help
 
 help: ## Show the targets
@@ -60,6 +61,13 @@ native-test: $(VENV) native ## The C library's own tests
 cluster-test: $(VENV) native tools ## The whole path on a real Kubernetes
 	@echo "==> real-cluster tests"
 	@pytest -q -m cluster tests/cluster
+
+test-matrix: $(VENV) native ## Admission and allocation on each supported Kubernetes (not in CI)
+	@for folder in kubernetes kubernetes-1.36; do \
+	  echo "==> golden tables on $$folder"; \
+	  python -m tests.cluster build-tools --kubernetes $$folder >/dev/null; \
+	  pytest -q -m cluster --kubernetes $$folder $(MATRIX_TESTS); \
+	done
 
 sanitize: $(VENV) ## The C tests under the address, undefined behaviour and thread sanitizers
 	@echo "==> C tests under ASan and UBSan: $(ASAN)"

@@ -1,20 +1,5 @@
-"""Reads the golden tables."""
+"""The golden tables, for the tests of the policy."""
 
-from pathlib import Path
-from typing import Any
+from tests.golden.rows import build_pod, load_cases, name_case
 
-import yaml
-
-_ROOT = Path(__file__).parents[2] / "golden"
-
-
-def load_cases(file: str) -> list[Any]:
-    """Return the rows of a table."""
-    rows = yaml.safe_load((_ROOT / file).read_text(encoding="utf-8"))
-    assert isinstance(rows, list)
-    return rows
-
-
-def name_case(row: dict[str, Any]) -> str:
-    """Name a row in the report."""
-    return str(row["case"])
+__all__ = ["build_pod", "load_cases", "name_case"]

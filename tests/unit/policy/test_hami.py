@@ -8,25 +8,11 @@ import pytest
 from hami_dra.contract.errors import UserError
 from hami_dra.contract.names import DRIVER_NAME
 from hami_dra.policy.podplan import PodPlan, plan_pod
-from tests.unit.policy.golden import load_cases, name_case
-
-
-def _pod(row: dict[str, Any]) -> dict[str, Any]:
-    resources = {
-        key: {f"nvidia.com/{name}": value for name, value in row[key].items()}
-        for key in ("limits", "requests")
-        if key in row
-    }
-    env = [{"name": name, "value": value} for name, value in row.get("env", {}).items()]
-    container = {"name": "main", "resources": resources, **row.get("container", {})}
-    if env:
-        container["env"] = env
-    spec = {"containers": [container], **row.get("pod", {})}
-    return {"metadata": {"name": "p"}, "spec": spec}
+from tests.unit.policy.golden import build_pod, load_cases, name_case
 
 
 def _plan(row: dict[str, Any]) -> PodPlan:
-    plan = plan_pod(_pod(row))
+    plan = plan_pod(build_pod(row, "nvidia.com"))
     assert plan is not None
     return plan
 
@@ -59,7 +45,7 @@ def test_numbers_mean_what_they_mean_in_hami(row: dict[str, Any]) -> None:
 @pytest.mark.parametrize("row", load_cases("hami/refused.yaml"), ids=name_case)
 def test_bad_input_is_refused_by_field(row: dict[str, Any]) -> None:
     with pytest.raises(UserError) as caught:
-        plan_pod(_pod(row))
+        plan_pod(build_pod(row, "nvidia.com"))
     assert [part for part in row["says"] if part not in str(caught.value)] == []
 
 

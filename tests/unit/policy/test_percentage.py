@@ -15,7 +15,7 @@ from hami_dra.policy.podplan import plan_pod
 from hami_dra.policy.request import Share
 from hami_dra.policy.selectors import memory_between
 from hami_dra.policy.templates import build_template
-from tests.unit.policy.golden import load_cases, name_case
+from tests.unit.policy.golden import build_pod, load_cases, name_case
 
 
 def _mib(size: int | str) -> int:
@@ -26,18 +26,9 @@ def _nodes(sizes: list[int | str]) -> list[NodeCards]:
     return [(Card(_mib(size), 100, 10),) for size in sizes]
 
 
-def _pod(row: dict[str, Any]) -> dict[str, Any]:
-    resources = {
-        key: {f"nvidia.com/{name}": value for name, value in row[key].items()}
-        for key in ("limits", "requests")
-        if key in row
-    }
-    return {"spec": {"containers": [{"name": "main", "resources": resources}]}}
-
-
 @pytest.mark.parametrize("row", load_cases("hami/percentage.yaml"), ids=name_case)
 def test_percentages_mean_what_they_mean_in_hami(row: dict[str, Any]) -> None:
-    plan = plan_pod(_pod(row), nodes=_nodes(row["sizes"]))
+    plan = plan_pod(build_pod(row, "nvidia.com"), nodes=_nodes(row["sizes"]))
     assert plan is not None
     warns = row.get("warns", [])
     assert len(plan.warnings) == len(warns)
@@ -70,9 +61,9 @@ def test_percentages_mean_what_they_mean_in_hami(row: dict[str, Any]) -> None:
 
 def test_cards_that_are_not_read_yet_postpone_percentages_only() -> None:
     with pytest.raises(RetryError, match="try again in a few seconds"):
-        plan_pod(_pod({"limits": {"gpumem-percentage": 50}}), nodes=None)
+        plan_pod(build_pod({"limits": {"gpumem-percentage": 50}}, "nvidia.com"), nodes=None)
     for limits in ({"gpu": 1}, {"gpumem": 1}, {"gpumem-percentage": 100}):
-        assert plan_pod(_pod({"limits": limits}), nodes=None) is not None
+        assert plan_pod(build_pod({"limits": limits}, "nvidia.com"), nodes=None) is not None
 
 
 _SIZES = st.lists(st.integers(1, 300_000), min_size=1, max_size=20)

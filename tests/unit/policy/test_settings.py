@@ -8,16 +8,13 @@ import pytest
 from hami_dra.contract.errors import UserError
 from hami_dra.contract.settings import decode_settings
 from hami_dra.policy.podplan import plan_pod
-from tests.unit.policy.golden import load_cases, name_case
+from tests.unit.policy.golden import build_pod, load_cases, name_case
 
 
 @pytest.mark.parametrize("row", load_cases("hami/settings.yaml"), ids=name_case)
 def test_settings_mean_what_they_mean_in_hami(row: dict[str, Any]) -> None:
     settings = decode_settings({"nvidia": row["nvidia"]})
-    container: dict[str, Any] = {"name": "main", "resources": {"limits": row["limits"]}}
-    if "env" in row:
-        container["env"] = [{"name": "GPU_CORE_UTILIZATION_POLICY", "value": row["env"]}]
-    pod = {"spec": {"containers": [container]}}
+    pod = build_pod(row, "nvidia.com")
     if "refused" in row:
         with pytest.raises(UserError) as caught:
             plan_pod(pod, settings)

@@ -1,0 +1,1 @@
+"""Runs golden cases to an allocation by the real scheduler (tests/golden/README.md)."""

@@ -1,0 +1,39 @@
+"""Golden rows and manifests, allocated by the real scheduler (tests/golden/README.md)."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.cluster.cluster import Cluster
+from tests.cluster.config import Config
+from tests.cluster.tables.cases import Case
+from tests.cluster.tables.manifests import load_manifests
+from tests.cluster.tables.rows import load_rows
+from tests.cluster.tables.runner import Runner, describe_cluster
+
+CASES = [*load_rows(), *load_manifests()]
+
+
+@pytest.fixture(scope="module")
+def cluster_config(kubernetes: str) -> Config:
+    """Return a cluster without kubelet, of the version that is wanted."""
+    return describe_cluster(kubernetes)
+
+
+@pytest.fixture(scope="module")
+def problems(cluster: Cluster) -> dict[str, list[str]]:
+    """Run every case, many at a time; return what is not as wanted."""
+    return Runner(cluster, CASES).run()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_scheduler_allocates(
+    case: Case,
+    cluster: Cluster,
+    problems: dict[str, list[str]],
+    record_property: Callable[[str, object], None],
+) -> None:
+    record_property(
+        "golden", f"Kubernetes {cluster.tools.kubernetes_version}, {case.dialect} {case.kind}s"
+    )
+    assert problems[case.name] == []

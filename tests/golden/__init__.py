@@ -1,0 +1,1 @@
+"""Golden tables: what people write, and what must come of it."""

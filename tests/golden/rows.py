@@ -1,0 +1,53 @@
+"""Reads the golden tables, for tests of the policy alone and for those on a real scheduler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+ROOT: Final = Path(__file__).parent
+_WORDS: Final = {"MANY": ",".join(map(str, range(65))), "LONG": "x" * 10240}
+
+
+def load_cases(file: str) -> list[Any]:
+    """Return the rows of a table."""
+    rows = yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))
+    assert isinstance(rows, list)
+    return rows
+
+
+def name_case(row: dict[str, Any]) -> str:
+    """Name a row in the report."""
+    return str(row["case"])
+
+
+def build_pod(row: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the pod that a row describes: one container ``main``, or the row's whole ``pod``.
+
+    Args:
+        row: Has ``limits`` and ``requests`` by resource, ``env``, ``annotations``, ``labels``, and
+            more fields of the ``container`` and of the ``pod`` (its spec).
+        prefix: Domain of resources that are written without one.
+    """
+    if "containers" in row.get("pod", {}).get("spec", {}):
+        whole: dict[str, Any] = row["pod"]
+        return whole
+    resources = {
+        key: {
+            name if "/" in name else f"{prefix}/{name}": value for name, value in row[key].items()
+        }
+        for key in ("limits", "requests")
+        if key in row
+    }
+    container = {"name": "main", "resources": resources, **row.get("container", {})}
+    if env := row.get("env"):
+        container["env"] = [{"name": name, "value": value} for name, value in env.items()]
+    metadata: dict[str, Any] = {"name": "p"}
+    if "annotations" in row:
+        written = row["annotations"]
+        metadata["annotations"] = {key: _WORDS.get(text, text) for key, text in written.items()}
+    if "labels" in row:
+        metadata["labels"] = row["labels"]
+    return {"metadata": metadata, "spec": {"containers": [container], **row.get("pod", {})}}
