@@ -5,8 +5,10 @@ sizes of the published cards become alternatives, each with its own MiB
 (docs/decisions/0010-percentages.md).
 """
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Final
 
 from hami_dra.policy.request import Share
@@ -80,15 +82,18 @@ def list_alternatives(share: Share, sizes: Collection[int]) -> tuple[Alternative
     )
 
 
-def needs_limit(share: Share, sizes: Collection[int]) -> bool:
-    """Return whether what a percentage consumes is not what it may use.
+def choose_limit(share: Share, sizes: Collection[int]) -> int | None:
+    """Return the percent that the node must hold a share to, ``None`` for what it consumes.
 
-    Then the node has to work out the limit from the card: the claim takes a whole one, or stands
-    for cards of several sizes.
+    The two differ when the claim takes a whole card, or stands for cards of several sizes; then
+    the node works the limit out from the card. It knows whole percents: a part of one counts as
+    one, and the node never allows more than what is consumed.
     """
-    if share.memory_percent is None:
-        return False
-    return share.exclusive or not sizes or len(set(sizes)) > MOST_ALTERNATIVES
+    percent = share.memory_percent
+    if percent is None:
+        return None
+    known = not share.exclusive and 0 < len(set(sizes)) <= MOST_ALTERNATIVES
+    return None if known else math.ceil(percent)
 
 
 def warn_percentage(share: Share, sizes: Collection[int]) -> str | None:
@@ -99,8 +104,9 @@ def warn_percentage(share: Share, sizes: Collection[int]) -> str | None:
     if not sizes:
         return (
             f"container {share.container!r}: no node publishes a GPU yet, so the memory that is "
-            f"{percent} % of one is not known; the pod will reserve a whole card and may use "
-            f"{percent} % of it. Create it again when there are cards, or ask for MiB"
+            f"{_write(percent)} % of one is not known; the pod will reserve a whole card and may "
+            f"use {math.ceil(percent)} % of it. Create it again when there are cards, or ask for "
+            "MiB"
         )
     distinct = len(set(sizes))
     if distinct > MOST_ALTERNATIVES:
@@ -111,6 +117,10 @@ def warn_percentage(share: Share, sizes: Collection[int]) -> str | None:
     return None
 
 
-def _resolve(percent: int, band: SizeBand) -> int:
+def _write(percent: int | Fraction) -> str:
+    return f"{float(percent):g}"
+
+
+def _resolve(percent: int | Fraction, band: SizeBand) -> int:
     """Return the MiB that cover the percentage on every card of a band, if each has so many."""
     return max(1, min(band.high_mib * percent // _WHOLE_PERCENT, band.low_mib))

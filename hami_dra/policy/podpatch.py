@@ -78,9 +78,10 @@ def _prefer_nodes(affinity: Pod, policy: NodePolicy) -> dict[str, Any]:
 
 def _rewrite_container(container: dict[str, Any], request: PodRequest) -> dict[str, Any]:
     name = container.get("name")
-    if name not in request.original or not container.get("resources"):
+    takes = name in request.uses
+    if name not in request.original or not (takes or container.get("resources")):
         return container
-    resources = dict(container["resources"])
+    resources = dict(container.get("resources") or {})
     for key in _RESOURCE_LISTS:
         if not resources.get(key):
             continue
@@ -89,7 +90,7 @@ def _rewrite_container(container: dict[str, Any], request: PodRequest) -> dict[s
             resources[key] = kept
         else:
             del resources[key]
-    if name in request.uses:
+    if takes:
         claim = {"name": POD_CLAIM_NAME, "request": request.uses[name]}
         resources["claims"] = [*(resources.get("claims") or []), claim]
     return {**container, "resources": resources}

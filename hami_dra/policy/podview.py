@@ -58,6 +58,7 @@ class Metadata(msgspec.Struct, frozen=True):
     """``pod.metadata``."""
 
     annotations: dict[str, str] | None = None
+    labels: dict[str, str] | None = None
 
 
 class PodView(msgspec.Struct, frozen=True):

@@ -1,6 +1,7 @@
 """What a pod asks for, in one form for every dialect."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Final, Literal
 
 from hami_dra.contract.claimconfig import CorePolicy
@@ -45,8 +46,8 @@ class Share:
         container: Name of the container that it was written for.
         cards: Number of different cards.
         memory_mib: MiB enforced on each card; ``None`` for all that the card has.
-        memory_percent: The same in percent of the card, 1 to 99, where it was written so. At
-            most one of the two is set.
+        memory_percent: The same in percent of the card, over 0 and under 100, where it was
+            written so. At most one of the two is set.
         cores_percent: Reserved share of the multiprocessors; 0 neither reserves nor throttles.
         exclusive: Nobody else may use the card: its whole memory is consumed, whatever
             ``memory_mib`` enforces.
@@ -58,7 +59,7 @@ class Share:
     container: str
     cards: int
     memory_mib: int | None = None
-    memory_percent: int | None = None
+    memory_percent: int | Fraction | None = None
     cores_percent: int = 0
     exclusive: bool = False
     enforcement: Enforcement = Enforcement()
@@ -100,6 +101,7 @@ class Placement:
         selectors: CEL expressions that every card of ours must satisfy.
         one_card: All shares of the pod must be on the same card.
         one_numa_node: All cards of a container must be on one NUMA node.
+        one_pcie_root: All cards of a container must be below one PCIe root.
         near: Attribute in which the cards of a container should be equal if possible; "" for none.
         spread_cards: Prefer another card for every pod.
         nodes: Prefer nodes with many shares (``binpack``) or few (``spread``); "" for neither.
@@ -108,6 +110,7 @@ class Placement:
     selectors: tuple[str, ...] = ()
     one_card: bool = False
     one_numa_node: bool = False
+    one_pcie_root: bool = False
     near: str = ""
     spread_cards: bool = False
     nodes: NodePolicy = ""
@@ -164,5 +167,5 @@ def _rank(priority: int | None) -> int:
 
 
 def _size(share: Share) -> tuple[bool, float, int]:
-    memory = share.memory_mib or share.memory_percent or float("inf")
+    memory = float(share.memory_mib or share.memory_percent or "inf")
     return share.exclusive, memory, share.cores_percent

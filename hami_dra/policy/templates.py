@@ -16,6 +16,7 @@ from hami_dra.contract.claimconfig import ShareConfig, encode_share_config
 from hami_dra.contract.errors import UserError
 from hami_dra.contract.names import (
     ATTR_STD_NUMA_NODE,
+    ATTR_STD_PCIE_ROOT,
     CONFIG_API_VERSION,
     CONFIG_KIND,
     LABEL_MANAGED_BY,
@@ -23,7 +24,7 @@ from hami_dra.contract.names import (
     TEMPLATE_NAME_PREFIX,
 )
 from hami_dra.contract.quantity import format_mib
-from hami_dra.policy.percentage import Alternative, list_alternatives, needs_limit
+from hami_dra.policy.percentage import Alternative, choose_limit, list_alternatives
 from hami_dra.policy.placement import prefer
 from hami_dra.policy.request import MOST_CARDS, Placement, Share
 from hami_dra.policy.selectors import memory_at_least
@@ -147,6 +148,8 @@ def _constrain(
         yield {"distinctAttribute": distinct, "requests": [share.container]}
     if placement.one_numa_node and target is OUR_CARDS:
         yield {"matchAttribute": ATTR_STD_NUMA_NODE, "requests": [share.container]}
+    if placement.one_pcie_root:
+        yield {"matchAttribute": ATTR_STD_PCIE_ROOT, "requests": [share.container]}
     near = [f"{share.container}/{each.name}" for each in alternatives if each.near]
     if near:
         # Void unless one of these alternatives is chosen.
@@ -168,7 +171,7 @@ def _config(share: Share, sizes: Collection[int]) -> Iterator[dict[str, Any]]:
         api_version=CONFIG_API_VERSION,
         kind=CONFIG_KIND,
         memory_limit_mib=share.memory_mib if share.exclusive else None,
-        memory_limit_percent=share.memory_percent if needs_limit(share, sizes) else None,
+        memory_limit_percent=choose_limit(share, sizes),
         priority=share.enforcement.priority,
         core_policy=share.enforcement.core_policy,
         disable_control=not share.enforcement.control,
