@@ -16,6 +16,18 @@ _MOST_FACTOR: Final = 2**31 - 1
 _MOST_REPLICAS: Final = 100
 
 
+class GpushareSettings(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"
+):
+    """``gpushare`` of the configuration.
+
+    Attributes:
+        memory_unit: What one of ``aliyun.com/gpu-mem`` is; the device plugin's --memory-unit.
+    """
+
+    memory_unit: Literal["GiB", "MiB"] = "GiB"
+
+
 class VgpuManagerSettings(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"
 ):

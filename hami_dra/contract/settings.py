@@ -11,6 +11,7 @@ import msgspec
 
 from hami_dra.contract.claimconfig import CorePolicy
 from hami_dra.contract.dialectsettings import (
+    GpushareSettings,
     NvidiaPluginSettings,
     VgpuManagerSettings,
     check_nvidia_plugin,
@@ -26,7 +27,7 @@ from hami_dra.contract.names import (
     RESOURCE_PRIORITY,
 )
 
-DialectName = Literal["hami", "volcano", "vgpu-manager", "nvidia"]
+DialectName = Literal["hami", "volcano", "kai", "koordinator", "gpushare", "vgpu-manager", "nvidia"]
 _MOST_MIB: Final = 2**31 - 1
 _WHOLE_PERCENT: Final = 100
 
@@ -104,6 +105,7 @@ class AdmissionSettings(
         excluded_namespaces: Namespaces whose pods are never rewritten, so that nothing that the
             cluster itself needs can ever wait for the webhook.
         allow_disable_control: Whether a pod may lift the limits of its own share.
+        gpushare: What gpushare's words mean.
         vgpu_manager: What vgpu-manager's words mean.
         nvidia_plugin: What the words of NVIDIA's device plugin mean.
     """
@@ -114,6 +116,7 @@ class AdmissionSettings(
     replace_schedulers: tuple[str, ...] = ("hami-scheduler",)
     excluded_namespaces: tuple[str, ...] = ("kube-system",)
     allow_disable_control: bool = True
+    gpushare: GpushareSettings = GpushareSettings()
     vgpu_manager: VgpuManagerSettings = VgpuManagerSettings()
     nvidia_plugin: NvidiaPluginSettings = NvidiaPluginSettings()
 

@@ -10,7 +10,15 @@ from typing import Final
 
 from hami_dra.contract.errors import UserError
 from hami_dra.contract.settings import AdmissionSettings, DialectName
-from hami_dra.policy.dialects import hami, nvidia_plugin, vgpu_manager, volcano
+from hami_dra.policy.dialects import (
+    gpushare,
+    hami,
+    kai,
+    koordinator,
+    nvidia_plugin,
+    vgpu_manager,
+    volcano,
+)
 from hami_dra.policy.dialects.control import check_control
 from hami_dra.policy.podview import PodView
 from hami_dra.policy.request import PodRequest
@@ -37,6 +45,9 @@ class _Dialect:
 _DIALECTS: Final[Mapping[DialectName, _Dialect]] = {
     "hami": _Dialect(hami.list_keys, hami.read_pod),
     "volcano": _Dialect(volcano.list_keys, volcano.read_pod),
+    "kai": _Dialect(kai.list_keys, kai.read_pod, kai.ANNOTATIONS),
+    "koordinator": _Dialect(koordinator.list_keys, koordinator.read_pod),
+    "gpushare": _Dialect(gpushare.list_keys, gpushare.read_pod),
     "vgpu-manager": _Dialect(vgpu_manager.list_keys, vgpu_manager.read_pod),
     "nvidia": _Dialect(
         nvidia_plugin.list_keys, nvidia_plugin.read_pod, prefixes=nvidia_plugin.PREFIXES

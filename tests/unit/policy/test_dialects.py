@@ -1,12 +1,12 @@
 """Other people's words for fractional GPUs."""
 
-from typing import Any
+from typing import Any, get_args
 
 import jsonpatch
 import pytest
 
 from hami_dra.contract.errors import UserError
-from hami_dra.contract.settings import decode_settings
+from hami_dra.contract.settings import DialectName, decode_settings
 from hami_dra.policy.fit import Card
 from hami_dra.policy.podplan import plan_pod
 from tests.unit.policy.golden import load_cases, name_case
@@ -67,19 +67,45 @@ def test_volcano_gives_init_containers_nothing() -> None:
     assert "spec.initContainers[0]: Volcano gives init containers no card" in plan.warnings[0]
 
 
-def test_two_dialects_in_one_pod_are_denied_with_both_named() -> None:
-    hami, volcano = ({"nvidia.com/gpumem": "1"}, {"volcano.sh/vgpu-number": "1"})
+_SPOKEN: dict[DialectName, tuple[str, dict[str, Any], dict[str, str]]] = {
+    "hami": ("nvidia.com/gpumem", {"nvidia.com/gpumem": "1"}, {}),
+    "volcano": ("volcano.sh/vgpu-number", {"volcano.sh/vgpu-number": "1"}, {}),
+    "kai": ("gpu-fraction", {}, {"gpu-fraction": "0.5"}),
+    "koordinator": ("koordinator.sh/gpu", {"koordinator.sh/gpu": "50"}, {}),
+    "vgpu-manager": ("nvidia.com/vgpu-number", {"nvidia.com/vgpu-number": "1"}, {}),
+    "nvidia": ("nvidia.com/gpu.shared", {"nvidia.com/gpu.shared": "1"}, {}),
+    "gpushare": ("aliyun.com/gpu-mem", {"aliyun.com/gpu-mem": "2"}, {}),
+}
+"""A key of each dialect, as limits and annotations of a pod."""
+
+
+def test_every_dialect_is_spoken_here() -> None:
+    assert set(_SPOKEN) == set(get_args(DialectName))
+
+
+@pytest.mark.parametrize("first", _SPOKEN)
+@pytest.mark.parametrize("second", _SPOKEN)
+def test_two_dialects_in_one_pod_are_denied_with_both_named(
+    first: DialectName, second: DialectName
+) -> None:
+    spoken = [_SPOKEN[first], _SPOKEN[second]]
     containers = [
-        {"name": "a", "resources": {"limits": hami}},
-        {"name": "b", "resources": {"limits": volcano}},
+        {"name": name, "resources": {"limits": limits}}
+        for name, (_, limits, _) in zip("ab", spoken, strict=True)
     ]
+    annotations = {key: value for _, _, said in spoken for key, value in said.items()}
+    pod = {"metadata": {"annotations": annotations}, "spec": {"containers": containers}}
+    replicas = {"nvidiaPlugin": {"replicas": 10}}
+    both = decode_settings({"dialects": list(dict.fromkeys([first, second])), **replicas})
+    alone = plan_pod(pod, decode_settings({"dialects": [first], **replicas}), nodes=_NODES)
+    assert alone is not None
+    if first == second:
+        return
+    assert alone.request.uses == {"a": "a"}, "the other dialect is off"
     with pytest.raises(UserError) as caught:
-        plan_pod({"spec": {"containers": containers}}, _BOTH)
-    assert "hami (nvidia.com/gpumem in container 'a')" in str(caught.value)
-    assert "volcano (volcano.sh/vgpu-number in container 'b')" in str(caught.value)
-    plan = plan_pod({"spec": {"containers": containers}})
-    assert plan is not None
-    assert plan.request.uses == {"a": "a"}
+        plan_pod(pod, both, nodes=_NODES)
+    for dialect, (key, limits, _), name in zip((first, second), spoken, "ab", strict=True):
+        assert f"{dialect} ({key} in container '{name if limits else 'a'}')" in str(caught.value)
 
 
 def test_a_dialect_can_be_switched_off() -> None:
