@@ -71,6 +71,14 @@ ANNOTATION_SCORING_WEIGHTS: Final = "hami.io/device-scoring-weights"
 ANNOTATIONS_OF_SCHEDULER: Final = "hami.io/vgpu-"
 """Prefix of what HAMi's scheduler writes: results, never wishes."""
 
+# Annotation of a node.
+ANNOTATION_DEVICE_CORDON: Final = "hami.io/device-cordon"
+"""Comma list of UUIDs that get no new claims; also the key of those cards' taint."""
+
+# Taints of devices.
+TAINT_LOST: Final = "gpu.project-hami.io/lost"
+"""The driver no longer describes the card."""
+
 # Objects that we write.
 LABEL_SHARES: Final = "gpu.project-hami.io/shares"
 """``true`` on every pod with a share, for node policies of others."""

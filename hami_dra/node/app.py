@@ -31,11 +31,13 @@ from hami_dra.gpu.source import GpuSource
 from hami_dra.kube import Api, connect
 from hami_dra.node.basedevices import BaseDevices
 from hami_dra.node.claimspec import FILE_PREFIX
+from hami_dra.node.cordon import CordonWatch
 from hami_dra.node.inventory import Inventory
 from hami_dra.node.ledger import Ledger
 from hami_dra.node.libfile import install_library
 from hami_dra.node.locks import ClaimLocks
 from hami_dra.node.metrics import NodeMetrics
+from hami_dra.node.offer import Offer
 from hami_dra.node.preparer import ClaimFiles, Preparer, Step, no_step, read_boot_id
 from hami_dra.node.publisher import Publisher
 from hami_dra.node.recovery import Recovery
@@ -43,7 +45,7 @@ from hami_dra.node.registration import Registration
 from hami_dra.node.service import VERSIONS, DraService
 from hami_dra.node.settings import NodeSettings
 from hami_dra.node.sharedir import ShareDirectories
-from hami_dra.policy.devices import GpuFacts, describe_devices
+from hami_dra.policy.devices import GpuFacts
 from hami_dra.service.http import Readiness, serve_health
 from hami_dra.service.supervise import Supervisor
 
@@ -97,8 +99,10 @@ async def _serve(  # noqa: PLR0917 - what run_node opened, handed on once
         on_state=partial(readiness.set, "slices"),
     )
 
-    def announce(gpus: tuple[GpuFacts, ...]) -> None:
-        publisher.publish(describe_devices(gpus, split_count=settings.split_count))
+    offer = Offer(publisher.publish, split_count=settings.split_count)
+
+    def announce(gpus: tuple[GpuFacts, ...], lost: frozenset[str]) -> None:
+        offer.set_cards(gpus, lost)
         executor.submit(_write_cards, files, inventory)
 
     inventory = Inventory(
@@ -107,6 +111,7 @@ async def _serve(  # noqa: PLR0917 - what run_node opened, handed on once
         on_change=announce,
         on_state=partial(readiness.set, "nvml"),
     )
+    cordon = CordonWatch(api, node_name=settings.node_name, on_change=offer.set_cordoned)
     preparer = Preparer(
         api=api,
         ledger=ledger,
@@ -151,6 +156,7 @@ async def _serve(  # noqa: PLR0917 - what run_node opened, handed on once
     ) as port:
         supervisor.spawn("inventory", inventory.run())
         supervisor.spawn("publisher", publisher.run())
+        supervisor.spawn("cordon", cordon.run())
         supervisor.spawn("repair", recovery.repair_forever(settings.repair_seconds))
         supervisor.spawn("sweep", recovery.sweep_forever())
         try:

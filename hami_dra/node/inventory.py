@@ -7,25 +7,32 @@ from typing import Final
 import structlog
 
 from hami_dra.contract.errors import HamiDraError
-from hami_dra.gpu.source import Discovery, GpuSource
+from hami_dra.gpu.source import GpuSource
 from hami_dra.policy.devices import GpuFacts, name_device
 
 _log = structlog.get_logger(__name__)
 
 _BACKOFF_SECONDS: Final = (1.0, 30.0)
+_LOST_LOOKS: Final = 2
+"""One look may fall into a reset of the driver."""
+
+
+Listener = Callable[[tuple[GpuFacts, ...], frozenset[str]], None]
+"""Called with all cards, and with the UUIDs of those among them that are lost."""
 
 
 class Inventory:
     """Knows the cards, and tells when they change.
 
     A driver that has never answered means no cards: an empty slice says that the node is alive
-    without them. One that stops answering later leaves the cards as they were: pods run on them.
+    without them. A card that was there once stays in the list, because claims hold it; one that
+    the driver does not describe twice in a row, or all if it does not answer, is lost until it
+    is described again.
 
     Args:
         source: Finds the cards.
         interval_seconds: How often they are looked at again.
-        on_change: Called with all cards after each change, and once with none if the first look
-            fails.
+        on_change: Called after each change, and once without cards if the first look fails.
         on_state: Called with ``None`` when the driver answers for every card, else with a reason.
     """
 
@@ -34,43 +41,58 @@ class Inventory:
         source: GpuSource,
         *,
         interval_seconds: float,
-        on_change: Callable[[tuple[GpuFacts, ...]], None],
+        on_change: Listener,
         on_state: Callable[[str | None], None],
     ) -> None:
         self._source = source
         self._interval_seconds = interval_seconds
         self._on_change = on_change
         self._on_state = on_state
-        self._known: Discovery | None = None
-        self._announced = False
+        self._cards: dict[str, GpuFacts] = {}
+        self._misses: dict[str, int] = {}
+        self._told: tuple[tuple[GpuFacts, ...], frozenset[str]] | None = None
 
     def gpus(self) -> Mapping[str, GpuFacts]:
-        """Return the cards by device name."""
-        found = self._known.gpus if self._known else ()
-        return {name_device(gpu.uuid): gpu for gpu in found}
+        """Return the cards that are not lost, by device name."""
+        lost = self._lost()
+        return {name_device(uuid): gpu for uuid, gpu in self._cards.items() if uuid not in lost}
 
     async def look(self) -> bool:
-        """Look once; return whether the driver answered."""
+        """Look once; return whether the driver answered for every card that was ever seen."""
         try:
             found = await self._source.discover()
         except HamiDraError as error:
             _log.warning("gpus.unknown", error=str(error))
             self._on_state(str(error))
-            if not self._announced:
-                self._announced = True
-                self._on_change(())
+            self._note(())
             return False
         skipped = "; ".join(f"card {gpu.index}: {gpu.reason}" for gpu in found.skipped)
         self._on_state(f"skipped {skipped}" if skipped and not found.gpus else None)
-        if found != self._known:
-            _log.info("gpus.found", uuids=[gpu.uuid for gpu in found.gpus], skipped=skipped or None)
-            self._known = found
-            self._announced = True
-            self._on_change(found.gpus)
-        return True
+        self._note(found.gpus, skipped)
+        return not any(self._misses.values())
+
+    def _note(self, seen: tuple[GpuFacts, ...], skipped: str = "") -> None:
+        for uuid in self._cards:
+            self._misses[uuid] += 1
+        for gpu in seen:
+            self._cards[gpu.uuid] = gpu
+            self._misses[gpu.uuid] = 0
+        state = tuple(self._cards.values()), self._lost()
+        if state != self._told:
+            self._told = state
+            _log.info(
+                "gpus.found",
+                uuids=[gpu.uuid for gpu in seen],
+                lost=sorted(state[1]),
+                skipped=skipped or None,
+            )
+            self._on_change(*state)
+
+    def _lost(self) -> frozenset[str]:
+        return frozenset(uuid for uuid, count in self._misses.items() if count >= _LOST_LOOKS)
 
     async def run(self) -> None:
-        """Look until cancelled; a driver that does not answer is asked more often."""
+        """Look until cancelled; more often while a card is missing."""
         low, high = _BACKOFF_SECONDS
         delay = low
         while True:

@@ -15,6 +15,8 @@ from hami_dra.contract.quantity import parse_quantity
 PAGE_SIZE: Final = 64
 """Devices of a slice: the API allows 128, but 64 once a device has a taint or counters."""
 
+_TIME_ADDED: Final = "timeAdded"
+"""Of a taint; the API server sets it, and whoever waits for a toleration to end counts from it."""
 _QUANTITY_KEYS: Final = frozenset({"value", "default", "min", "max", "step"})
 
 Object = dict[str, Any]
@@ -110,7 +112,10 @@ def plan_slices(
 
 
 def normalize_devices(devices: Sequence[Object] | None) -> Any:
-    """Return a form in which devices compare by meaning: ``40960Mi`` equals ``40Gi``."""
+    """Return a form in which devices compare by meaning: ``40960Mi`` equals ``40Gi``.
+
+    When a taint was added is not what it means.
+    """
     return [_normalize(device) for device in devices or ()]
 
 
@@ -138,7 +143,7 @@ def _compare(wanted: Any, stored: Any, path: str, dropped: set[str]) -> None:
 
 def _normalize(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
-        return {k: _normalize(v, k) for k, v in value.items()}
+        return {k: _normalize(v, k) for k, v in value.items() if k != _TIME_ADDED}
     if isinstance(value, list):
         return [_normalize(item) for item in value]
     if key in _QUANTITY_KEYS and isinstance(value, str):
@@ -209,6 +214,30 @@ def _render(  # noqa: PLR0917 - private, and each call is one line
                 "generation": generation,
                 "resourceSliceCount": count,
             },
-            "devices": list(page),
+            "devices": _keep_times(page, old),
         },
     }
+
+
+def _keep_times(page: Sequence[Object], old: Object | None) -> list[Object]:
+    """Return the devices, each taint with the time since when it is stored."""
+    stored = (old or {}).get("spec", {}).get("devices") or ()
+    times = {
+        (device.get("name"), taint.get("key"), taint.get("effect")): taint[_TIME_ADDED]
+        for device in stored
+        for taint in device.get("taints") or ()
+        if _TIME_ADDED in taint
+    }
+    if not times:
+        return list(page)
+    return [_date_taints(device, times) for device in page]
+
+
+def _date_taints(device: Object, times: Mapping[Any, str]) -> Object:
+    if "taints" not in device:
+        return device
+    taints = []
+    for taint in device["taints"]:
+        time = times.get((device["name"], taint["key"], taint["effect"]))
+        taints.append({**taint, _TIME_ADDED: time} if time else taint)
+    return {**device, "taints": taints}

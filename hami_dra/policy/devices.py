@@ -7,12 +7,13 @@ the API server refuse its whole slice.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from hami_dra.contract import names
 from hami_dra.contract.quantity import format_mib
+from hami_dra.policy.taints import Taint, describe_taints
 
 CORES_PER_CARD: Final = 100
 """Compute is shared out in percent of a card."""
@@ -20,6 +21,7 @@ CORES_PER_CARD: Final = 100
 _LONGEST_VALUE: Final = 64
 _LONGEST_NAME: Final = 63
 _VERSION_PARTS: Final = 3
+_NO_TAINTS: Final[Mapping[str, Collection[Taint]]] = {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +81,12 @@ def normalize_version(text: str) -> str:
     return ".".join(str(part) for part in padded)
 
 
-def describe_devices(gpus: Iterable[GpuFacts], *, split_count: int) -> list[dict[str, Any]]:
+def describe_devices(
+    gpus: Iterable[GpuFacts],
+    *,
+    split_count: int,
+    taints: Mapping[str, Collection[Taint]] = _NO_TAINTS,
+) -> list[dict[str, Any]]:
     """Return the DRA devices of a node's cards, in a stable order (by PCI address).
 
     The order is part of what is published: the scheduler takes the first device that fits.
@@ -87,9 +94,16 @@ def describe_devices(gpus: Iterable[GpuFacts], *, split_count: int) -> list[dict
     Args:
         gpus: The cards.
         split_count: How many shares may exist on one card at a time.
+        taints: By the UUID of the card that they are on.
     """
     ordered = sorted(gpus, key=lambda gpu: (gpu.pci_bus_id, gpu.uuid))
-    return [describe_device(gpu, split_count=split_count) for gpu in ordered]
+    devices = []
+    for gpu in ordered:
+        device = describe_device(gpu, split_count=split_count)
+        if marks := taints.get(gpu.uuid):
+            device["taints"] = describe_taints(marks)
+        devices.append(device)
+    return devices
 
 
 def describe_device(gpu: GpuFacts, *, split_count: int) -> dict[str, Any]:

@@ -72,6 +72,8 @@ class Stack(Installation):
             str(self.driver.sysfs_dir),
             "--libvgpu", str(BUILD / "src" / "libvgpu.so"),
             "--inject-path", f"{self.driver.sim_dir}:/run/vgpu-sim:rw",
+            # So that a test of cards that change need not wait a minute.
+            "--rediscover-seconds", "2",
             "--health-listen",
             NODE_HEALTH.removeprefix("http://"),
         ]  # fmt: skip

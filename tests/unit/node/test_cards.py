@@ -1,0 +1,144 @@
+"""Cards that get lost, are cordoned, and come back: what the node offers then."""
+
+import asyncio
+from typing import Any
+
+from hami_dra.contract.names import ANNOTATION_DEVICE_CORDON, TAINT_LOST
+from hami_dra.gpu.source import SkippedGpu
+from hami_dra.kube.objects import NODES
+from hami_dra.node.cordon import CordonWatch
+from hami_dra.node.inventory import Inventory
+from hami_dra.node.offer import Offer
+from hami_dra.node.slices import Pool, plan_slices
+from hami_dra.policy.devices import describe_devices, name_device
+from hami_dra.policy.taints import CORDONED, LOST, read_cordon
+from hami_dra.testing.fakecluster import FakeCluster
+from hami_dra.testing.fakegpus import FakeGpus, make_gpu
+
+FIRST, SECOND = make_gpu(0), make_gpu(1)
+Told = list[tuple[list[str], list[str]]]
+
+
+def watch(gpus: FakeGpus) -> tuple[Inventory, Told]:
+    told: Told = []
+    inventory = Inventory(
+        gpus,
+        interval_seconds=60.0,
+        on_change=lambda cards, lost: told.append(([gpu.uuid for gpu in cards], sorted(lost))),
+        on_state=lambda _: None,
+    )
+    return inventory, told
+
+
+async def test_a_card_is_lost_when_it_is_missing_twice_and_found_at_once() -> None:
+    gpus = FakeGpus(FIRST, SECOND)
+    inventory, told = watch(gpus)
+    both = [FIRST.uuid, SECOND.uuid]
+    assert await inventory.look()
+    gpus.gpus, gpus.skipped = (FIRST,), (SkippedGpu(1, "GPU is lost"),)
+    assert not await inventory.look()
+    assert told == [(both, [])]
+    assert not await inventory.look()
+    assert told[1:] == [(both, [SECOND.uuid])]
+    assert list(inventory.gpus()) == [name_device(FIRST.uuid)]
+    gpus.gpus, gpus.skipped = (FIRST, SECOND), ()
+    assert await inventory.look()
+    assert told[2:] == [(both, [])]
+    assert len(inventory.gpus()) == 2
+
+
+async def test_without_a_driver_all_cards_are_lost() -> None:
+    gpus = FakeGpus(FIRST, SECOND)
+    inventory, told = watch(gpus)
+    await inventory.look()
+    gpus.fault = "NVML does not initialise"
+    await inventory.look()
+    await inventory.look()
+    assert told[-1] == ([FIRST.uuid, SECOND.uuid], [FIRST.uuid, SECOND.uuid])
+    assert inventory.gpus() == {}
+
+
+async def test_a_driver_that_never_answered_means_no_cards() -> None:
+    gpus = FakeGpus()
+    gpus.fault = "no driver"
+    inventory, told = watch(gpus)
+    for _ in range(3):
+        await inventory.look()
+    assert told == [([], [])]
+
+
+def _taints(published: list[dict[str, Any]]) -> dict[str, list[str]]:
+    return {
+        device["attributes"]["uuid"]["string"]: [taint["key"] for taint in device["taints"]]
+        for device in published
+        if "taints" in device
+    }
+
+
+def test_causes_add_up_on_a_card_and_end_alone() -> None:
+    published: list[list[dict[str, Any]]] = []
+    offer = Offer(published.append, split_count=10)
+    offer.set_cordoned({SECOND.uuid, "GPU-elsewhere"})
+    assert published == []
+    offer.set_cards((FIRST, SECOND), ())
+    assert _taints(published[-1]) == {SECOND.uuid: [ANNOTATION_DEVICE_CORDON]}
+    offer.set_cards((FIRST, SECOND), {SECOND.uuid})
+    assert _taints(published[-1]) == {SECOND.uuid: [TAINT_LOST, ANNOTATION_DEVICE_CORDON]}
+    offer.set_cordoned(())
+    assert _taints(published[-1]) == {SECOND.uuid: [TAINT_LOST]}
+    offer.set_cards((FIRST, SECOND), ())
+    assert published[-1] == describe_devices((FIRST, SECOND), split_count=10)
+
+
+async def test_the_annotation_of_this_node_cordons() -> None:
+    told: list[frozenset[str]] = []
+    changed = asyncio.Event()
+
+    def note(uuids: frozenset[str]) -> None:
+        told.append(uuids)
+        changed.set()
+
+    def node(name: str, *uuids: str) -> dict[str, Any]:
+        annotations = {ANNOTATION_DEVICE_CORDON: ", ".join(uuids)} if uuids else {}
+        return {"metadata": {"name": name, "annotations": annotations}}
+
+    async with FakeCluster() as cluster, asyncio.timeout(10):
+        await cluster.put(NODES, node("mine", FIRST.uuid))
+        await cluster.put(NODES, node("other", SECOND.uuid))
+        watcher = CordonWatch(cluster.api(), node_name="mine", on_change=note)
+        task = asyncio.create_task(watcher.run())
+        for uuids in ((FIRST.uuid, SECOND.uuid), ()):
+            await changed.wait()
+            changed.clear()
+            await cluster.put(NODES, node("mine", *uuids))
+        await changed.wait()
+        task.cancel()
+    assert told == [{FIRST.uuid}, {FIRST.uuid, SECOND.uuid}, frozenset()]
+
+
+def test_a_cordon_is_a_comma_list() -> None:
+    assert read_cordon(None) == read_cordon(" , ") == frozenset()
+    assert read_cordon("GPU-a, GPU-b,") == {"GPU-a", "GPU-b"}
+
+
+def test_a_taint_keeps_its_time_and_is_no_difference_for_it() -> None:
+    pool = Pool(driver="d", name="n", node_name="n", node_uid="u")
+
+    def page(*marked: str, count: int = 2) -> list[list[dict[str, Any]]]:
+        cards = tuple(make_gpu(number) for number in range(count))
+        return [
+            describe_devices(cards, split_count=10, taints={uuid: [CORDONED] for uuid in marked})
+        ]
+
+    (stored,) = plan_slices((), page(FIRST.uuid), pool, generation=0).creates
+    stored["metadata"]["name"] = stored["metadata"]["generateName"] + "x"
+    stored["spec"]["devices"][0]["taints"][0]["timeAdded"] = "2026-01-01T00:00:00Z"
+    assert plan_slices([stored], page(FIRST.uuid), pool, generation=1).empty
+
+    (changed,) = plan_slices([stored], page(FIRST.uuid, SECOND.uuid), pool, generation=1).replaces
+    first, second = (device["taints"] for device in changed["spec"]["devices"])
+    assert first[0]["timeAdded"] == "2026-01-01T00:00:00Z"
+    assert "timeAdded" not in second[0]
+    (other,) = plan_slices([stored], page(count=2), pool, generation=1).replaces
+    assert "taints" not in other["spec"]["devices"][0]
+    assert LOST != CORDONED
