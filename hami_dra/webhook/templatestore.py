@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from hami_dra.contract.errors import RetryError, UserError
 from hami_dra.contract.quantity import parse_quantity
-from hami_dra.kube import Api, ApiError
+from hami_dra.kube import Api, ApiError, NotFoundError
 from hami_dra.kube.objects import TEMPLATES
 from hami_dra.service.clock import Clock
 
@@ -72,7 +72,12 @@ class TemplateStore:
         except ApiError as error:
             if error.status not in _REFUSED:
                 raise
-        return await self._api.get(TEMPLATES, name, namespace=namespace)
+            refusal = error
+        try:
+            return await self._api.get(TEMPLATES, name, namespace=namespace)
+        except NotFoundError:
+            # Nobody has the name: what it said was about the template itself.
+            raise refusal from None
 
 
 def _same(stored: Any, wanted: Any) -> bool:

@@ -154,3 +154,12 @@ async def test_memory_of_templates_is_bounded(monkeypatch: pytest.MonkeyPatch) -
         assert webhook.store.writes == 3
         await webhook.review(build_pod(gpumem=2))
         assert webhook.store.writes == 4
+
+
+async def test_a_refused_template_is_reported_with_the_reason() -> None:
+    async with FakeCluster() as cluster:
+        cluster.fault = lambda method, _: 422 if method == "PATCH" else None
+        verdict = await _Webhook(cluster).review(build_pod(gpu=1))
+        assert verdict.result == "failed"
+        assert "injected fault" in verdict.message
+        assert "not found" not in verdict.message
