@@ -26,6 +26,7 @@ from hami_dra.contract.names import (
     RESOURCE_MEMORY_PERCENTAGE,
     RESOURCE_PRIORITY,
 )
+from hami_dra.contract.vendorsettings import Vendor, check_vendors
 
 DialectName = Literal["hami", "volcano", "kai", "koordinator", "gpushare", "vgpu-manager", "nvidia"]
 _MOST_MIB: Final = 2**31 - 1
@@ -108,6 +109,7 @@ class AdmissionSettings(
         gpushare: What gpushare's words mean.
         vgpu_manager: What vgpu-manager's words mean.
         nvidia_plugin: What the words of NVIDIA's device plugin mean.
+        vendors: Other vendors' devices, whatever the dialects.
     """
 
     dialects: tuple[DialectName, ...] = ("hami",)
@@ -119,6 +121,7 @@ class AdmissionSettings(
     gpushare: GpushareSettings = GpushareSettings()
     vgpu_manager: VgpuManagerSettings = VgpuManagerSettings()
     nvidia_plugin: NvidiaPluginSettings = NvidiaPluginSettings()
+    vendors: tuple[Vendor, ...] = ()
 
 
 DEFAULT_SETTINGS: Final = AdmissionSettings()
@@ -163,4 +166,5 @@ def decode_settings(value: Any) -> AdmissionSettings:
             raise UserError(f"{key!r} is the name of two resources", field="nvidia")
     check_vgpu_manager(settings.vgpu_manager)
     check_nvidia_plugin(settings.nvidia_plugin)
+    check_vendors(settings.vendors, taken=nvidia.keys)
     return settings

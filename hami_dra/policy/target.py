@@ -25,9 +25,10 @@ class Target:
         device_class: Name of the DeviceClass.
         driver: Name of the DRA driver; also the domain of its attributes.
         memory: Capacity for memory.
-        cores: Capacity for compute.
+        cores: Capacity for compute, in which a share's ``cores_percent`` is counted whatever the
+            driver's unit is.
         slots: Capacity that every share takes one of.
-        uuid: Attribute that no two cards have in common.
+        uuid: Attribute that no two cards have in common; without a domain, in the driver's own.
         takes_config: Whether the driver reads our `ShareConfig`.
     """
 
@@ -38,6 +39,11 @@ class Target:
     slots: str = ""
     uuid: str = ""
     takes_config: bool = False
+
+    @property
+    def qualified_uuid(self) -> str:
+        """``uuid`` with its domain, for constraints."""
+        return self.uuid if "/" in self.uuid else f"{self.driver}/{self.uuid}"
 
 
 OUR_CARDS: Final = Target(

@@ -75,8 +75,9 @@ def build_template(
         requests.append(_request(share, alternatives, placement))
         if share.cards > 1:
             constraints += _constrain(share, alternatives, placement)
-    if placement.one_card and len(shares) > 1:
-        constraints.append(_put_on_one_card(shares))
+    ours = [share for share in shares if share.target is OUR_CARDS]
+    if placement.one_card and len(ours) > 1:
+        constraints.append(_put_on_one_card(ours))
     devices: dict[str, Any] = {"requests": requests}
     config = [entry for share in shares for entry in _config(share, sizes)]
     if constraints:
@@ -144,9 +145,10 @@ def _constrain(
     """Yield what the cards of one container must have in common, or must not."""
     target = share.target
     if target.uuid:
-        distinct = f"{target.driver}/{target.uuid}"
-        yield {"distinctAttribute": distinct, "requests": [share.container]}
-    if placement.one_numa_node and target is OUR_CARDS:
+        yield {"distinctAttribute": target.qualified_uuid, "requests": [share.container]}
+    if target is not OUR_CARDS:
+        return
+    if placement.one_numa_node:
         yield {"matchAttribute": ATTR_STD_NUMA_NODE, "requests": [share.container]}
     if placement.one_pcie_root:
         yield {"matchAttribute": ATTR_STD_PCIE_ROOT, "requests": [share.container]}
@@ -157,9 +159,8 @@ def _constrain(
 
 
 def _put_on_one_card(shares: Sequence[Share]) -> dict[str, Any]:
-    target = shares[0].target
     requests = [share.container for share in shares]
-    return {"matchAttribute": f"{target.driver}/{target.uuid}", "requests": requests}
+    return {"matchAttribute": OUR_CARDS.qualified_uuid, "requests": requests}
 
 
 def _config(share: Share, sizes: Collection[int]) -> Iterator[dict[str, Any]]:

@@ -18,6 +18,12 @@ def load_cases(file: str) -> list[Any]:
     return rows
 
 
+def load_vendors() -> dict[str, Any]:
+    """Return settings with every row of deploy/vendors.yaml."""
+    path = ROOT.parents[1] / "deploy" / "vendors.yaml"
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
 def name_case(row: dict[str, Any]) -> str:
     """Name a row in the report."""
     return str(row["case"])

@@ -16,6 +16,7 @@ from hami_dra.policy.dialects import (
     kai,
     koordinator,
     nvidia_plugin,
+    vendors,
     vgpu_manager,
     volcano,
 )
@@ -56,8 +57,9 @@ _DIALECTS: Final[Mapping[DialectName, _Dialect]] = {
 
 
 def list_keys(admission: AdmissionSettings) -> tuple[str, ...]:
-    """Return the resources of all dialects that are switched on."""
-    return tuple(key for name in admission.dialects for key in _DIALECTS[name].list_keys(admission))
+    """Return the resources of all dialects that are switched on, and of other vendors."""
+    words = (key for name in admission.dialects for key in _DIALECTS[name].list_keys(admission))
+    return (*words, *vendors.list_keys(admission.vendors))
 
 
 def list_annotations(admission: AdmissionSettings) -> tuple[str, ...]:
@@ -89,6 +91,9 @@ def read_request(pod: PodView, admission: AdmissionSettings) -> PodRequest | Non
             field="spec",
         )
     request = next(iter(found.values()), None)
+    devices = vendors.read_pod(pod, admission.vendors) if admission.vendors else None
+    if devices is not None:
+        request = devices if request is None else vendors.join_requests(request, devices)
     if request is not None and not admission.allow_disable_control:
         check_control(pod, request)
     return request

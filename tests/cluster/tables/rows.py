@@ -9,7 +9,7 @@ import msgspec
 
 from tests.cluster.tables.cases import Allocated, Case, Pods
 from tests.cluster.tables.nodes import CardSpec, NodeSpec, find_nodes
-from tests.golden.rows import build_pod, load_cases
+from tests.golden.rows import build_pod, load_cases, load_vendors
 
 _CONFIG_FIELDS: Final = {"limit_mib": "memoryLimitMiB", "core_policy": "corePolicy"}
 _MIB_OF_GIB: Final = 1024
@@ -57,6 +57,17 @@ TABLES: Final = (
         nodes="t4x4",
         settings={"dialects": ["hami", "volcano"]},
     ),
+    Table(
+        file="vgpu_manager.yaml",
+        dialect="vgpu-manager",
+        settings={"dialects": ["hami", "vgpu-manager"]},
+    ),
+    Table(
+        file="nvidia_plugin.yaml",
+        dialect="nvidia",
+        settings={"dialects": ["hami", "nvidia"], "nvidiaPlugin": {"replicas": 10}},
+    ),
+    Table(file="vendors.yaml", dialect="vendors", nodes="vendors", settings=load_vendors()),
 )
 
 

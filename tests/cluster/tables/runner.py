@@ -31,6 +31,7 @@ from tests.cluster.tables.cases import REFUSED_UNREAD, Case, Object
 from tests.cluster.tables.nodes import LABEL, build_nodes, shape_nodes
 from tests.cluster.tables.verdicts import Seen, compare, is_settled
 from tests.cluster.tables.volumes import list_volumes
+from tests.golden.rows import load_cases
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -112,7 +113,7 @@ class Runner:
             ready=f"unix:{self._socket}",
             timeout_seconds=60.0,
         )
-        objects = list(_list_objects(by_port, ca_bundle))
+        objects = [*_list_objects(by_port, ca_bundle), *load_cases("deviceclasses.yaml")]
         calls = [Call("POST", self._path(body), body) for body in objects]
         require_done(calls, send_all(self._api, calls, clients=1))
 

@@ -10,26 +10,15 @@ from hami_dra.contract.names import DEVICE_CLASS, DRIVER_NAME
 from hami_dra.contract.settings import decode_settings
 from hami_dra.policy.fit import Card
 from hami_dra.policy.podplan import PodPlan, plan_pod
-from tests.unit.policy.golden import load_cases, name_case
+from tests.golden.rows import build_pod, load_cases, load_vendors, name_case
 
 _NODES = [(Card(40960, 100, 10),) * 4]
-_WORDS = {"MANY": ",".join(map(str, range(65)))}
 _VGPU = {"dialects": ["hami", "vgpu-manager"]}
 _PLUGIN = {"dialects": ["hami", "nvidia"], "nvidiaPlugin": {"replicas": 10}}
 
 
 def _pod(row: dict[str, Any]) -> dict[str, Any]:
-    resources = {
-        key: {
-            name if "/" in name else f"nvidia.com/{name}": value for name, value in row[key].items()
-        }
-        for key in ("limits", "requests")
-        if key in row
-    }
-    env = [{"name": name, "value": value} for name, value in row.get("env", {}).items()]
-    annotations = {key: _WORDS.get(text, text) for key, text in row.get("annotations", {}).items()}
-    container = {"name": "main", "resources": resources, "env": env}
-    return {"metadata": {"annotations": annotations}, "spec": {"containers": [container]}}
+    return build_pod(row, "nvidia.com")
 
 
 def _check(row: dict[str, Any], usual: dict[str, Any]) -> None:
@@ -95,6 +84,13 @@ def test_nvidia_plugin(row: dict[str, Any]) -> None:
     if "nvidia.com/gpu" not in _pod(row)["spec"]["containers"][0]["resources"]["limits"]:
         assert plan_pod(_pod(row)) is None, "off by default"
     _check(row, _PLUGIN)
+
+
+@pytest.mark.parametrize("row", load_cases("vendors.yaml"), ids=name_case)
+def test_vendors(row: dict[str, Any]) -> None:
+    if not any(key.startswith("nvidia.com") for key in row["limits"]):
+        assert plan_pod(_pod(row)) is None, "off by default"
+    _check(row, load_vendors())
 
 
 def test_an_init_container_of_vgpu_manager_uses_the_share_that_covers_it() -> None:
