@@ -29,9 +29,11 @@ from hami_dra.contract.names import DRIVER_NAME
 from hami_dra.gpu.nvml import NvmlSource
 from hami_dra.gpu.source import GpuSource
 from hami_dra.kube import Api, connect
+from hami_dra.node import healthstream
 from hami_dra.node.basedevices import BaseDevices
 from hami_dra.node.claimspec import FILE_PREFIX
 from hami_dra.node.cordon import CordonWatch
+from hami_dra.node.healthstream import HealthStream
 from hami_dra.node.inventory import Inventory
 from hami_dra.node.ledger import Ledger
 from hami_dra.node.libfile import install_library
@@ -46,6 +48,7 @@ from hami_dra.node.service import VERSIONS, DraService
 from hami_dra.node.settings import NodeSettings
 from hami_dra.node.sharedir import ShareDirectories
 from hami_dra.policy.devices import GpuFacts
+from hami_dra.service.clock import SystemClock
 from hami_dra.service.http import Readiness, serve_health
 from hami_dra.service.supervise import Supervisor
 
@@ -101,8 +104,11 @@ async def _serve(  # noqa: PLR0917 - what run_node opened, handed on once
 
     offer = Offer(publisher.publish, split_count=settings.split_count)
 
+    health = HealthStream(pool=settings.node_name, clock=SystemClock())
+
     def announce(gpus: tuple[GpuFacts, ...], lost: frozenset[str]) -> None:
         offer.set_cards(gpus, lost)
+        health.set_cards(gpus, lost)
         executor.submit(_write_cards, files, inventory)
 
     inventory = Inventory(
@@ -142,12 +148,13 @@ async def _serve(  # noqa: PLR0917 - what run_node opened, handed on once
         handler=preparer,
         locks=locks,
         budget_seconds=settings.prepare_budget_seconds,
+        beside=health.services(),
     )
     registration = Registration(
         socket=settings.registration_socket,
         driver=DRIVER_NAME,
         endpoint=settings.plugin_socket,
-        versions=VERSIONS,
+        versions=(*VERSIONS, *healthstream.VERSIONS),
         on_status=note_registration,
     )
     metrics = NodeMetrics(service.statistics, publisher.statistics)
@@ -166,6 +173,7 @@ async def _serve(  # noqa: PLR0917 - what run_node opened, handed on once
             await supervisor.wait()
         finally:
             await registration.stop()
+            health.close()
             await service.stop(settings.drain_seconds)
 
 

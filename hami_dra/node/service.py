@@ -11,7 +11,7 @@ later: transient faults are retried here, within the call.
 import asyncio
 import contextvars
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -33,6 +33,8 @@ VERSIONS: Final = ("v1.DRAPlugin", "v1beta1.DRAPlugin")
 _SERVICES: Final = tuple(f"k8s.io.kubelet.pkg.apis.dra.{version}" for version in VERSIONS)
 _LIMIT_SECONDS: Final = 40.0
 """Hard end of one claim's work; the kubelet's own is 45 s."""
+
+_NOTHING: Final[Mapping[str, Handlers]] = {}
 
 T = TypeVar("T")
 
@@ -96,16 +98,24 @@ class DraService:
         handler: Does the work.
         locks: Held for a claim while the handler works on it.
         budget_seconds: How long transient faults are retried.
+        beside: Other services on the same socket, by their full names.
     """
 
     def __init__(
-        self, *, socket: Path, handler: ClaimHandler, locks: ClaimLocks, budget_seconds: float
+        self,
+        *,
+        socket: Path,
+        handler: ClaimHandler,
+        locks: ClaimLocks,
+        budget_seconds: float,
+        beside: Mapping[str, Handlers] = _NOTHING,
     ) -> None:
         self._socket = socket
         self._handler = handler
         self._budget_seconds = budget_seconds
         self._server: grpc.aio.Server | None = None
         self._locks = locks
+        self._beside = beside
         self._work: set[asyncio.Task[Any]] = set()
         self._counts = {"prepare": 0, "unprepare": 0, "failed": 0}
 
@@ -127,7 +137,9 @@ class DraService:
                 response_serializer=pb.NodeUnprepareResourcesResponse.SerializeToString,
             ),
         }
-        self._server = await open_server(self._socket, dict.fromkeys(_SERVICES, handlers))
+        self._server = await open_server(
+            self._socket, {**dict.fromkeys(_SERVICES, handlers), **self._beside}
+        )
 
     async def stop(self, grace_seconds: float) -> None:
         """Let running calls end, cut off those that take longer, remove the socket. Idempotent."""

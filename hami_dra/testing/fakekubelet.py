@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from hami_dra._pb import dra_health_v1_pb2 as health
 from hami_dra._pb import dra_v1_pb2 as dra
 from hami_dra._pb import registration_v1_pb2 as registration
 
@@ -130,6 +131,30 @@ class FakeKubelet:
         )
         _check_uids(answer.claims, claims)
         return {uid: entry.error for uid, entry in answer.claims.items()}
+
+    @asynccontextmanager
+    async def watch_health(
+        self, endpoint: str, *, version: str = "v1"
+    ) -> AsyncIterator[AsyncIterator[dict[str, str]]]:
+        """Open the health stream; each report is device name to HEALTHY, UNHEALTHY or UNKNOWN."""
+        async with _channel(Path(endpoint)) as channel:
+            call = channel.unary_stream(
+                f"/{version}.DRAResourceHealth/NodeWatchResources",
+                request_serializer=health.NodeWatchResourcesRequest.SerializeToString,
+                response_deserializer=health.NodeWatchResourcesResponse.FromString,
+            )(health.NodeWatchResourcesRequest())
+
+            async def reports() -> AsyncIterator[dict[str, str]]:
+                async for report in call:
+                    yield {
+                        item.device.device_name: health.HealthStatus.Name(item.health)
+                        for item in report.devices
+                    }
+
+            try:
+                yield reports()
+            finally:
+                call.cancel()
 
     def sockets(self) -> list[Path]:
         """Return the registration sockets that a kubelet would see."""

@@ -1,6 +1,7 @@
 """Cards that must get no new claims, on a real node with a real scheduler."""
 
 from dataclasses import replace
+from typing import Any
 
 from hami_dra.contract.names import ANNOTATION_DEVICE_CORDON, TAINT_LOST
 from hami_dra.policy.devices import name_device
@@ -44,10 +45,33 @@ def test_a_cordoned_card_gets_no_new_claim_and_keeps_its_pods(stack: Stack) -> N
     wait_marks(stack, {})
 
 
+def wait_health(stack: Stack, name: str, health: str) -> None:
+    """Return once kubelet says of every device of a pod that it has this health."""
+
+    def says(item: dict[str, Any] | None) -> bool:
+        (container,) = (item or {}).get("status", {}).get("containerStatuses") or [{}]
+        resources = [
+            resource
+            for status in container.get("allocatedResourcesStatus") or ()
+            for resource in status.get("resources") or ()
+        ]
+        return bool(resources) and all(each.get("health") == health for each in resources)
+
+    stack.cluster.wait_for("pods", name, says)
+
+
 def test_a_card_that_falls_off_the_bus_is_marked_and_returns(stack: Stack) -> None:
+    cluster = stack.cluster
+    holder = pod("holder", gpu=1, gpumem=1000)
+    holder["metadata"]["annotations"] = {"nvidia.com/use-gputype": "T4"}
+    cluster.apply(text(holder))
+    cluster.wait_pod_running("holder")
+    wait_health(stack, "holder", "Healthy")
     try:
         write_cards(stack.driver.sim_dir, (A100, replace(T4, health="lost")))
         wait_marks(stack, {name_device(T4.uuid): [TAINT_LOST]})
+        wait_health(stack, "holder", "Unhealthy")
     finally:
         write_cards(stack.driver.sim_dir, (A100, T4))
     wait_marks(stack, {})
+    wait_health(stack, "holder", "Healthy")
