@@ -8,6 +8,7 @@ only the operator can say (`NvidiaPluginSettings`; docs/decisions/0014-vendors.m
 
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any, Final
 
 from hami_dra.contract.dialectsettings import NvidiaPluginSettings
@@ -132,18 +133,18 @@ def _read_replica(
             "nvidiaPlugin.replicas",
             field=number.field,
         )
-    percent = _WHOLE_PERCENT // settings.replicas
-    if settings.sharing == "timeSlicing" and settings.replicas > 1:
-        warnings.append(
-            f"{number.field}: the container gets {percent} % of the card's memory and no more; "
-            "without this driver it was not limited"
-        )
+    alone = settings.replicas == 1
     mps = settings.sharing == "mps"
+    if not (alone or mps):
+        warnings.append(
+            f"{number.field}: the container gets 1/{settings.replicas} of the card's memory and no "
+            "more; without this driver it was not limited"
+        )
     return Share(
         container=name,
         cards=number.value,
-        memory_percent=percent if percent < _WHOLE_PERCENT else None,
-        cores_percent=percent if mps else 0,
-        exclusive=percent == _WHOLE_PERCENT and mps,
-        enforcement=Enforcement(core_policy="force" if mps and settings.replicas > 1 else None),
+        memory_percent=None if alone else Fraction(_WHOLE_PERCENT, settings.replicas),
+        cores_percent=_WHOLE_PERCENT // settings.replicas if mps else 0,
+        exclusive=alone and mps,
+        enforcement=Enforcement(core_policy=None if alone or not mps else "force"),
     )
