@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from hami_dra.contract.claimconfig import decode_share_config
+from hami_dra.contract.claimconfig import ShareConfig, decode_share_config
 from hami_dra.contract.errors import UserError
 from hami_dra.contract.names import (
     CAPACITY_CORES,
@@ -78,12 +78,15 @@ class ClaimSpec(msgspec.Struct, frozen=True):
     devices: Devices = Devices()
 
 
-def check_claim(spec: Mapping[str, Any], *, field: str) -> list[Demand]:
+def check_claim(
+    spec: Mapping[str, Any], *, field: str, allow_disable_control: bool = True
+) -> list[Demand]:
     """Check the parts of a claim's spec that concern this driver.
 
     Args:
         spec: The spec of a claim, or the inner one of a template.
         field: Its JSON path, "spec" or "spec.spec".
+        allow_disable_control: Whether a claim may lift the limits of its own share.
 
     Returns:
         What it demands of our cards, for warnings.
@@ -111,7 +114,13 @@ def check_claim(spec: Mapping[str, Any], *, field: str) -> list[Demand]:
             demands.append(Demand(f"request {request.name!r}", tuple(needs)))
     for index, config in enumerate(devices.config or ()):
         if config.opaque is not None and config.opaque.driver == DRIVER_NAME:
-            _check_config(config, config.opaque, memory, f"{path}.config[{index}]")
+            where = f"{path}.config[{index}]"
+            decoded = _check_config(config, config.opaque, memory, where)
+            if decoded.disable_control and not allow_disable_control:
+                raise UserError(
+                    "lifts the limits of the share, which this cluster does not allow; remove it",
+                    field=f"{where}.opaque.parameters.disableControl",
+                )
     return demands
 
 
@@ -158,8 +167,8 @@ def _suggest(name: str) -> str:
 
 def _check_config(
     config: Config, opaque: Opaque, memory: Mapping[str, int | None], path: str
-) -> None:
-    """Check one configuration of ours against the requests that it is for.
+) -> ShareConfig:
+    """Return one configuration of ours, checked against the requests that it is for.
 
     Args:
         config: The entry.
@@ -175,9 +184,10 @@ def _check_config(
                 field=f"{path}.requests[{index}]",
             )
     parameters = f"{path}.opaque.parameters"
-    limit = decode_share_config(opaque.parameters, field=parameters).memory_limit_mib
+    decoded = decode_share_config(opaque.parameters, field=parameters)
+    limit = decoded.memory_limit_mib
     if limit is None:
-        return
+        return decoded
     targets = set(config.requests or memory)
     for name, mib in memory.items():
         if mib is not None and mib < limit and targets & {name, name.partition("/")[0]}:
@@ -186,3 +196,4 @@ def _check_config(
                 "a limit cannot be more than what is consumed",
                 field=f"{parameters}.memoryLimitMiB",
             )
+    return decoded

@@ -73,7 +73,9 @@ async def serve(settings: Settings, api: Api, supervisor: Supervisor) -> AsyncIt
     certificate = ServingCertificate(settings.certificate_dir, metrics)
     inventory = Inventory(api)
     pods = PodReviewer(TemplateStore(api, SystemClock()), inventory.nodes, settings.admission)
-    claims = ClaimReviewer(inventory.nodes)
+    claims = ClaimReviewer(
+        inventory.nodes, allow_disable_control=settings.admission.allow_disable_control
+    )
     app = build_app({PATH_PODS: pods.review, PATH_CLAIMS: claims.review}, metrics)
     supervisor.spawn("certificate", certificate.run())
     supervisor.spawn("slices", inventory.run())

@@ -17,8 +17,9 @@ _ALLOWED: Final = Verdict()
 class ClaimReviewer:
     """Answers reviews of claims and templates."""
 
-    def __init__(self, nodes: Nodes) -> None:
+    def __init__(self, nodes: Nodes, *, allow_disable_control: bool = True) -> None:
         self._nodes = nodes
+        self._allow_disable_control = allow_disable_control
 
     async def review(self, request: Request) -> Verdict:
         """Refuse what could never work; warn about what no card can satisfy today.
@@ -39,7 +40,9 @@ class ClaimReviewer:
             spec = _find_spec(request.object, field)
             if request.old_object is not None and spec == _find_spec(request.old_object, field):
                 return _ALLOWED
-            demands = check_claim(spec, field=field)
+            demands = check_claim(
+                spec, field=field, allow_disable_control=self._allow_disable_control
+            )
         except UserError as error:
             name = f"{request.kind.kind} {request.namespace}/{request.object_name}"
             return deny(f"{name}: {error}")

@@ -97,3 +97,13 @@ def test_other_drivers_are_none_of_our_business() -> None:
         }
     }
     assert check_claim(spec, field="spec") == []
+
+
+def test_a_claim_may_lift_its_limits_only_where_that_is_allowed() -> None:
+    spec = _claim({"config": [{"disableControl": True}]})
+    assert check_claim(spec, field="spec")
+    with pytest.raises(UserError) as caught:
+        check_claim(spec, field="spec", allow_disable_control=False)
+    assert caught.value.field == "spec.devices.config[0].opaque.parameters.disableControl"
+    kept = _claim({"config": [{"disableControl": False}]})
+    assert check_claim(kept, field="spec", allow_disable_control=False)

@@ -154,3 +154,20 @@ def test_preferences_are_about_our_cards_only() -> None:
 def test_settings_that_mean_nothing(wrong: dict[str, Any], field: str) -> None:
     with pytest.raises(UserError, match=field):
         decode_settings(wrong)
+
+
+@pytest.mark.parametrize("dialect", ["hami", "volcano"])
+def test_nobody_lifts_limits_where_the_operator_forbids_it(dialect: str) -> None:
+    key = {"hami": "nvidia.com/gpumem", "volcano": "volcano.sh/vgpu-memory"}[dialect]
+    container = {
+        "name": "main",
+        "resources": {"limits": {key: "100"}},
+        "env": [{"name": "CUDA_DISABLE_CONTROL", "value": "true"}],
+    }
+    pod = {"spec": {"containers": [{"name": "other"}, container]}}
+    plan = plan_pod(pod, decode_settings({"dialects": [dialect]}), nodes=_NODES)
+    assert plan is not None
+    assert not plan.request.shares[0].enforcement.control
+    strict = decode_settings({"dialects": [dialect], "allowDisableControl": False})
+    with pytest.raises(UserError, match=r"spec\.containers\[1\]\.env: switches off the limits"):
+        plan_pod(pod, strict, nodes=_NODES)

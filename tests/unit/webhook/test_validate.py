@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hami_dra.contract.names import DEVICE_CLASS
+from hami_dra.contract.names import DEVICE_CLASS, DRIVER_NAME
 from hami_dra.policy.fit import Card, NodeCards
 from hami_dra.webhook.review import Verdict, decode_review
 from hami_dra.webhook.validate import ClaimReviewer
@@ -72,3 +72,21 @@ async def test_what_it_does_not_understand_is_refused() -> None:
         "spec.spec: is missing"
         in (await _review({"spec": 1}, kind="ResourceClaimTemplate")).message
     )
+
+
+async def test_the_operator_may_forbid_claims_that_lift_their_limits() -> None:
+    claim = _claim(memory="1Gi")
+    parameters = {
+        "apiVersion": "gpu.project-hami.io/v1alpha1",
+        "kind": "ShareConfig",
+        "disableControl": True,
+    }
+    claim["spec"]["devices"]["config"] = [
+        {"opaque": {"driver": DRIVER_NAME, "parameters": parameters}}
+    ]
+    assert await _review(claim) == Verdict()
+    reviewer = ClaimReviewer(lambda: _NODES, allow_disable_control=False)
+    body = encode(build_review(claim, kind="ResourceClaim"))
+    verdict = await reviewer.review(decode_review(body))
+    assert verdict.code == 403
+    assert "disableControl: lifts the limits of the share" in verdict.message
