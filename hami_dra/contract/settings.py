@@ -105,6 +105,8 @@ class AdmissionSettings(
             theirs to allocate a claim.
         excluded_namespaces: Namespaces whose pods are never rewritten, so that nothing that the
             cluster itself needs can ever wait for the webhook.
+        native_whole_cards: Leave pods that ask for whole cards and nothing else to the scheduler
+            (Kubernetes 1.36). Their claims are not made by admission, and not seen by it.
         allow_disable_control: Whether a pod may lift the limits of its own share.
         gpushare: What gpushare's words mean.
         vgpu_manager: What vgpu-manager's words mean.
@@ -117,6 +119,7 @@ class AdmissionSettings(
     default_scheduler_policy: SchedulerPolicy = SchedulerPolicy()
     replace_schedulers: tuple[str, ...] = ("hami-scheduler",)
     excluded_namespaces: tuple[str, ...] = ("kube-system",)
+    native_whole_cards: bool = False
     allow_disable_control: bool = True
     gpushare: GpushareSettings = GpushareSettings()
     vgpu_manager: VgpuManagerSettings = VgpuManagerSettings()
@@ -166,5 +169,27 @@ def decode_settings(value: Any) -> AdmissionSettings:
             raise UserError(f"{key!r} is the name of two resources", field="nvidia")
     check_vgpu_manager(settings.vgpu_manager)
     check_nvidia_plugin(settings.nvidia_plugin)
+    _check_native(settings)
     check_vendors(settings.vendors, taken=nvidia.keys)
     return settings
+
+
+def _check_native(settings: AdmissionSettings) -> None:
+    """Refuse what pods that never come to us could not get."""
+    if not settings.native_whole_cards:
+        return
+    policy = settings.default_scheduler_policy
+    lost = {
+        "nvidia.defaultMemory": settings.nvidia.default_memory,
+        "defaultSchedulerPolicy": policy.node_scheduler_policy or policy.gpu_scheduler_policy,
+        "dialects": "hami" not in settings.dialects,
+    }
+    for field, value in lost.items():
+        if value:
+            raise UserError(
+                f"with nativeWholeCards, {field} has no effect on pods that ask for whole cards "
+                "only; set one of them"
+                if field != "dialects"
+                else 'lacks "hami", whose words nativeWholeCards is about',
+                field=field,
+            )

@@ -5,7 +5,7 @@ import datetime as dt
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import structlog
@@ -74,14 +74,26 @@ async def bootstrap(
     for resource, body in render_objects(settings.address, ca_bundle, settings.admission):
         name = str(body["metadata"]["name"])
         try:
-            await retry(
+            stored = await retry(
                 partial(api.apply, resource, name, body, force=True),
                 retryable=lambda error: isinstance(error, ApiError) and error.retryable,
                 budget_seconds=budget_seconds,
             )
         except ApiError as error:
             raise FatalError(f"cannot apply {resource.kind} {name}: {error}") from error
+        _check_stored(body, stored)
         _log.info("bootstrap.applied", kind=resource.kind, name=name)
+
+
+def _check_stored(body: dict[str, Any], stored: dict[str, Any]) -> None:
+    """Refuse a cluster that drops what pods then wait for in vain."""
+    written = body.get("spec", {}).get("extendedResourceName")
+    if written is not None and written != stored.get("spec", {}).get("extendedResourceName"):
+        raise FatalError(
+            f"DeviceClass {body['metadata']['name']}: the API server dropped "
+            f"spec.extendedResourceName {written!r}; nativeWholeCards needs Kubernetes 1.36 "
+            "(feature gate DRAExtendedResource), so switch it off or upgrade"
+        )
 
 
 async def run(settings: Settings) -> None:

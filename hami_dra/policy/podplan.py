@@ -19,6 +19,7 @@ from hami_dra.policy import podpatch
 from hami_dra.policy.dialects import read_request
 from hami_dra.policy.fit import NodeCards, list_sizes
 from hami_dra.policy.hiding import hide_cards
+from hami_dra.policy.native import is_native
 from hami_dra.policy.percentage import list_alternatives, warn_percentage
 from hami_dra.policy.placement import choose_index, warn_preferences
 from hami_dra.policy.podview import PodView, list_places, view_pod
@@ -70,7 +71,7 @@ def plan_pod(
         RetryError: It asks for a percentage before the published cards are known.
     """
     view = view_pod(pod)
-    request = read_request(view, settings)
+    request = None if is_native(view, settings) else read_request(view, settings)
     if request is None:
         return _plan_without_keys(pod, view) if settings.nvidia.overwrite_env else None
     source = pod

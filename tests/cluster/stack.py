@@ -5,7 +5,7 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,12 +47,23 @@ class Stack(Installation):
         self.driver = driver
 
     @classmethod
-    def install(cls, cluster: Cluster, cards: Sequence[SimCard]) -> Self:
-        """Install the manifests and start the processes; return once they are ready."""
+    def install(
+        cls,
+        cluster: Cluster,
+        cards: Sequence[SimCard],
+        settings: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Install the manifests and start the processes; return once they are ready.
+
+        Args:
+            cluster: Where.
+            cards: What its node has.
+            settings: Content of the admission configuration; the defaults without.
+        """
         driver = create_driver_root(cluster.directory / "driver", cards, BUILD)
         stack = cls(cluster, driver, cards)
         stack.apply_manifests()
-        stack.start_webhook()
+        stack.start_webhook(settings)
         stack.start_node()
         return stack
 

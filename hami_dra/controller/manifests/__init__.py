@@ -13,6 +13,7 @@ from hami_dra.contract.settings import DEFAULT_SETTINGS, AdmissionSettings
 from hami_dra.kube import Resource
 from hami_dra.kube.objects import DEVICE_CLASSES, MUTATING_WEBHOOKS, VALIDATING_WEBHOOKS
 from hami_dra.policy.dialects import list_annotations, list_keys, list_prefixes
+from hami_dra.policy.native import write_exception
 from hami_dra.policy.selectors import quote
 
 _OBJECTS: Final = (
@@ -69,27 +70,44 @@ def render_objects(
 
     The class comes first: a pod admitted before it exists would wait for it.
     """
-    fillings = {
-        _GPU_KEYS: _write_list(list_keys(admission)),
-        _GPU_PREFIXES: _write_list(list_prefixes(admission)),
-        _GPU_ANNOTATIONS: _write_list(list_annotations(admission)),
-    }
+    fillings = _list_fillings(admission)
     if "nvidia" in admission.dialects:
         yield DEVICE_CLASSES, _load("deviceclass-mig.yaml")
     for resource, file, path in _OBJECTS:
         body = _load(file)
+        if resource is DEVICE_CLASSES and admission.native_whole_cards:
+            body["spec"]["extendedResourceName"] = admission.nvidia.resource_count_name
         for webhook in body.get("webhooks", ()):
             webhook["clientConfig"] = address.client_config(path, ca_bundle)
             for condition in webhook["matchConditions"]:
                 for placeholder, text in fillings.items():
                     condition["expression"] = condition["expression"].replace(placeholder, text)
-            if resource is MUTATING_WEBHOOKS and "vgpu-manager" in admission.dialects:
-                _heed_vgpu_manager(webhook)
-            if resource is MUTATING_WEBHOOKS and admission.excluded_namespaces:
-                _leave_alone(webhook, admission.excluded_namespaces)
+            if resource is MUTATING_WEBHOOKS:
+                _choose_pods(webhook, admission)
         if resource is MUTATING_WEBHOOKS and admission.nvidia.overwrite_env:
             body["webhooks"].append(_see_other_pods(body["webhooks"][0]))
         yield resource, body
+
+
+def _list_fillings(admission: AdmissionSettings) -> dict[str, str]:
+    native = admission.nvidia.resource_count_name if admission.native_whole_cards else None
+    return {
+        _GPU_KEYS: _write_list(key for key in list_keys(admission) if key != native),
+        _GPU_PREFIXES: _write_list(list_prefixes(admission)),
+        _GPU_ANNOTATIONS: _write_list(list_annotations(admission)),
+    }
+
+
+def _choose_pods(webhook: dict[str, Any], admission: AdmissionSettings) -> None:
+    """Narrow or widen which pods come to us, as the operator wants it."""
+    if admission.native_whole_cards:
+        (condition,) = webhook["matchConditions"]
+        exception = write_exception(admission)
+        condition["expression"] = f"({condition['expression']}) || ({exception})"
+    if "vgpu-manager" in admission.dialects:
+        _heed_vgpu_manager(webhook)
+    if admission.excluded_namespaces:
+        _leave_alone(webhook, admission.excluded_namespaces)
 
 
 def _write_list(texts: Iterable[str]) -> str:

@@ -37,6 +37,14 @@ _CARD_LISTS: Final = (
     CardList(ANNOTATION_USE_UUID, uuid_among),
     CardList(ANNOTATION_NOUSE_UUID, uuid_among, refused=True),
 )
+WISHES: Final = (
+    *(card_list.key for card_list in _CARD_LISTS),
+    ANNOTATION_NUMA_BIND,
+    ANNOTATION_MODE,
+    ANNOTATION_NODE_POLICY,
+    ANNOTATION_GPU_POLICY,
+)
+"""Annotations that have an effect."""
 _NEAR: Final = {"numa": ATTR_STD_NUMA_NODE, "topology-aware": ATTR_STD_PCIE_ROOT}
 _GPU_POLICIES: Final = ("binpack", "spread", "mutex", *_NEAR)
 _NODE_POLICIES: Final = ("binpack", "spread")

@@ -14,6 +14,7 @@ from hami_dra.contract.errors import FatalError, UserError
 from hami_dra.contract.settings import DEFAULT_SETTINGS, decode_settings
 from hami_dra.controller.bootstrap import Settings, bootstrap, list_hosts
 from hami_dra.controller.manifests import WebhookAddress, render_objects
+from hami_dra.kube import Api
 from hami_dra.kube.objects import DEVICE_CLASSES, MUTATING_WEBHOOKS, VALIDATING_WEBHOOKS
 from hami_dra.service.clock import SystemClock
 from hami_dra.testing.fakecluster import FakeCluster
@@ -21,6 +22,16 @@ from hami_dra.webhook.process import PATH_CLAIMS, PATH_PODS
 from hami_dra.webhook.server import REVIEW_SECONDS
 
 _URL = WebhookAddress(url="https://127.0.0.1:8443/")
+
+
+class _OldApi(Api):
+    """An API server that does not know a field."""
+
+    async def apply(self, *args: Any, **options: Any) -> dict[str, Any]:
+        stored = await super().apply(*args, **options)
+        spec = {**stored.get("spec", {})}
+        spec.pop("extendedResourceName", None)
+        return {**stored, "spec": spec}
 
 
 def _webhooks(address: WebhookAddress = _URL) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -137,6 +148,30 @@ def test_names_with_a_variable_end_reach_the_webhook_and_their_class_exists() ->
     assert f'"{names.DEVICE_TYPE_MIG}"' in mig["spec"]["selectors"][0]["cel"]["expression"]
     assert cards["metadata"]["name"] == names.DEVICE_CLASS
     assert "[].exists(p, k.startsWith(p))" in _webhooks()[0]["matchConditions"][0]["expression"]
+
+
+def test_pods_with_whole_cards_only_do_not_reach_the_webhook_where_the_scheduler_has_them() -> None:
+    admission = decode_settings({"nativeWholeCards": True})
+    (_, cards), (_, body), _ = render_objects(WebhookAddress(), b"", admission)
+    assert cards["spec"]["extendedResourceName"] == "nvidia.com/gpu"
+    condition = body["webhooks"][0]["matchConditions"][0]["expression"]
+    assert 'k in ["nvidia.com/gpumem", ' in condition
+    assert '"nvidia.com/gpu" in c.resources.limits' in condition
+    assert '"nvidia.com/use-gputype"' in condition
+    assert 'object.spec.schedulerName in ["hami-scheduler"]' in condition
+    (_, usual), *_ = render_objects(WebhookAddress(), b"")
+    assert "extendedResourceName" not in usual["spec"]
+
+
+async def test_a_cluster_that_cannot_leave_whole_cards_to_the_scheduler(tmp_path: Path) -> None:
+    admission = decode_settings({"nativeWholeCards": True})
+    settings = Settings(certificate_dir=tmp_path, address=_URL, admission=admission)
+    async with FakeCluster() as cluster:
+        await bootstrap(settings, cluster.api(), SystemClock())
+        (stored,) = cluster.objects(DEVICE_CLASSES)
+        assert stored["spec"]["extendedResourceName"] == "nvidia.com/gpu"
+        with pytest.raises(FatalError, match=r"nativeWholeCards needs Kubernetes 1\.36"):
+            await bootstrap(settings, _OldApi(cluster.api().session), SystemClock())
 
 
 def test_vgpu_manager_label_keeps_pods_away_where_its_words_are_understood() -> None:
