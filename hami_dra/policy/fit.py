@@ -62,12 +62,16 @@ def list_sizes(nodes: Iterable[NodeCards]) -> tuple[int, ...]:
     return tuple(sorted({card.memory_mib for node in nodes for card in node if card.memory_mib}))
 
 
-def demands_of_shares(shares: Iterable[Share]) -> list[Demand]:
+def demands_of_shares(shares: Iterable[Share], *, one_card: bool = False) -> list[Demand]:
     """Return what the shares want of a card, as demands named after their containers.
 
     A percentage is no demand: every card has it. Of other devices nothing is known here.
+
+    Args:
+        shares: Those of a pod.
+        one_card: Whether all of them must be on the same card.
     """
-    return [
+    demands = [
         Demand(
             f"container {share.container!r}",
             (Need(share.cards, share.memory_mib or 0, share.cores_percent, 1),),
@@ -75,6 +79,16 @@ def demands_of_shares(shares: Iterable[Share]) -> list[Demand]:
         for share in shares
         if share.target is OUR_CARDS
     ]
+    if one_card and len(demands) > 1:
+        needs = [need for demand in demands for need in demand.needs]
+        together = Need(
+            cards=1,
+            memory_mib=sum(need.memory_mib for need in needs),
+            cores=sum(need.cores for need in needs),
+            slots=sum(need.slots for need in needs),
+        )
+        demands.append(Demand("the containers together", (together,)))
+    return demands
 
 
 def read_cards(slice_: Mapping[str, Any]) -> list[Card]:

@@ -60,6 +60,7 @@ class PodReviewer:
             return _ALLOWED
         if plan.template is not None and not request.dry_run:
             await self._templates.ensure(request.namespace, plan.template)
-        demands = demands_of_shares(plan.request.shares)
+        one_card = plan.request.placement.one_card
+        demands = demands_of_shares(plan.request.shares, one_card=one_card)
         unfit = warn_unfit(demands, nodes) if nodes is not None else []
         return Verdict(result="patched", patch=tuple(plan.patch), warnings=(*plan.warnings, *unfit))

@@ -65,3 +65,12 @@ def test_cards_are_read_from_our_slices_only() -> None:
     spec = {"driver": DRIVER_NAME, "devices": [device, odd, foreign]}
     assert read_cards({"spec": spec}) == [_BIG]
     assert read_cards({"spec": {**spec, "driver": "other"}}) == []
+
+
+def test_shares_that_must_meet_on_a_card_need_one_that_holds_them_all() -> None:
+    shares = [Share("a", 1, memory_mib=10000), Share("b", 1, memory_mib=10000)]
+    nodes = [(Card(16384, 100, 10),) * 2]
+    assert warn_unfit(demands_of_shares(shares), nodes) == []
+    (warning,) = warn_unfit(demands_of_shares(shares, one_card=True), nodes)
+    assert "the containers together: no card of the cluster has 20000 MiB" in warning
+    assert warn_unfit(demands_of_shares(shares[:1], one_card=True), nodes) == []
