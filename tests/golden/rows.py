@@ -24,6 +24,36 @@ def load_vendors() -> dict[str, Any]:
     return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
+def build_containers(row: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the pod of a row that is about a pod's containers together.
+
+    Args:
+        row: Has ``containers`` and ``init``, each with ``limits`` and ``requests`` by resource, or
+            these and ``env`` for one container ``main``; ``annotations``, ``labels``, ``spec``.
+        prefix: Domain of resources that are written without one.
+    """
+    main: dict[str, Any] = {key: row[key] for key in ("limits", "env") if key in row}
+    containers = row.get("containers", [{"name": "main", **main}])
+    spec: dict[str, Any] = {
+        "containers": [_build_container(each, prefix) for each in containers],
+        **row.get("spec", {}),
+    }
+    if "init" in row:
+        spec["initContainers"] = [_build_container(each, prefix) for each in row["init"]]
+    metadata: dict[str, Any] = {key: row[key] for key in ("annotations", "labels") if key in row}
+    return {"metadata": {"name": "p", **metadata}, "spec": spec}
+
+
+def _build_container(said: dict[str, Any], prefix: str) -> dict[str, Any]:
+    built = {key: value for key, value in said.items() if key not in {"limits", "requests"}}
+    for kind in said.keys() & {"limits", "requests"}:
+        full = {
+            name if "/" in name else f"{prefix}/{name}": said[kind][name] for name in said[kind]
+        }
+        built.setdefault("resources", {})[kind] = full
+    return built
+
+
 def name_case(row: dict[str, Any]) -> str:
     """Name a row in the report."""
     return str(row["case"])

@@ -145,5 +145,5 @@ def _decode(annotations: Mapping[str, str], key: str, form: type[_Form]) -> _For
         return None
     try:
         return msgspec.json.decode(text, type=form)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
         raise UserError(f"cannot be read: {str(error)[:200]}", field=locate(key)) from error

@@ -9,10 +9,13 @@ import msgspec
 
 from tests.cluster.tables.cases import Allocated, Case, Pods
 from tests.cluster.tables.nodes import CardSpec, NodeSpec, find_nodes
-from tests.golden.rows import build_pod, load_cases, load_vendors
+from tests.golden.rows import build_containers, build_pod, load_cases, load_vendors
 
 _CONFIG_FIELDS: Final = {"limit_mib": "memoryLimitMiB", "core_policy": "corePolicy"}
 _MIB_OF_GIB: Final = 1024
+_USUAL_MIB: Final = 16384
+_CARDS_EACH: Final = 4
+"""For rows about several containers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,8 @@ class Table:
         settings: Of rows that do not say them.
         settings_key: Where in the settings a row's own ``settings`` belong; "" for all of them.
         limits: Of rows that do not say them.
+        together: Whether its rows are about a pod's containers together: ``requests`` says what
+            each request of the claim gives, on a node with four cards of each of ``sizes``.
     """
 
     file: str
@@ -36,6 +41,7 @@ class Table:
     settings: dict[str, Any] = field(default_factory=dict)
     settings_key: str = ""
     limits: dict[str, int] = field(default_factory=dict)
+    together: bool = False
 
 
 TABLES: Final = (
@@ -58,6 +64,26 @@ TABLES: Final = (
         settings={"dialects": ["hami", "volcano"]},
     ),
     Table(
+        file="kai.yaml",
+        dialect="kai",
+        settings={"dialects": ["hami", "kai"]},
+        together=True,
+    ),
+    Table(
+        file="koordinator.yaml",
+        dialect="koordinator",
+        prefix="koordinator.sh",
+        settings={"dialects": ["hami", "koordinator"]},
+        together=True,
+    ),
+    Table(
+        file="gpushare.yaml",
+        dialect="gpushare",
+        prefix="aliyun.com",
+        settings={"dialects": ["hami", "gpushare"]},
+        together=True,
+    ),
+    Table(
         file="vgpu_manager.yaml",
         dialect="vgpu-manager",
         settings={"dialects": ["hami", "vgpu-manager"]},
@@ -74,7 +100,7 @@ TABLES: Final = (
 def load_rows() -> list[Case]:
     """Return every row of every table that an API server can see."""
     return [
-        _read(table, row)
+        (_read_together if table.together else _read)(table, row)
         for table in TABLES
         for row in load_cases(table.file)
         if not row.get("offline")
@@ -103,6 +129,40 @@ def _read(table: Table, row: dict[str, Any]) -> Case:
         denied=tuple(refused or ()),
         warns=tuple(row.get("warns", ())),
     )
+
+
+def _read_together(table: Table, row: dict[str, Any]) -> Case:
+    refused = tuple(row.get("refused", ()))
+    sizes = row.get("sizes", [_USUAL_MIB])
+    cards: list[str | CardSpec] = [CardSpec(mib=mib, count=_CARDS_EACH) for mib in sizes]
+    return Case(
+        name=f"{table.file.removesuffix('.yaml')}: {row['case']}",
+        dialect=table.dialect,
+        kind="row",
+        nodes=(NodeSpec(name="a", cards=cards),),
+        settings={**table.settings, **row.get("settings", {})},
+        objects=(_complete(build_containers(row, table.prefix)),),
+        pods=() if refused else (_expect_together(row, sizes),),
+        denied=refused,
+        warns=tuple(row.get("warns", ())),
+    )
+
+
+def _expect_together(row: dict[str, Any], sizes: list[int]) -> Pods:
+    if not sizes:
+        return Pods(pending=[])
+    wanted = {}
+    for name, said in row.get("requests", {}).items():
+        memory = said["memory"]
+        # Of alternatives the first, which is for the smallest cards.
+        first = memory[0] if isinstance(memory, list) else memory
+        wanted[name] = {
+            "cards": said["cards"],
+            "memory": f"{sizes[0]}Mi" if first == "all" else first,
+            "cores": said.get("cores", 0),
+            "config": row.get("config", {}),
+        }
+    return Pods(allocated=msgspec.convert(wanted, dict[str, Allocated]))
 
 
 def _expect(row: dict[str, Any]) -> Pods:

@@ -1,5 +1,6 @@
 """Laws of the dialects that divide cards and add up containers."""
 
+import json
 from fractions import Fraction
 from typing import Any
 
@@ -30,6 +31,69 @@ _SETS = (
     | st.fixed_dictionaries({"gpu-memory": _AMOUNTS["gpu-memory"]}, optional=_BESIDE)
     | st.fixed_dictionaries({"gpu-memory-ratio": _PERCENT}, optional=_BESIDE)
 )
+
+
+_NASTY = st.text(max_size=20) | st.sampled_from(
+    ["0.5", "1", "-1", "2000", "1e999", "{}", "[]", "null", '{"gpu": 1}', '{"gpu": {}}', "[" * 5000]
+)
+_HINTS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from(["PCIe", "DeviceLevel", ""]),
+    lambda inner: (
+        st.dictionaries(
+            st.sampled_from(
+                ["gpu", "rdma", "selector", "requiredTopologyScope", "exclusivePolicy"]
+            ),
+            inner,
+            max_size=3,
+        )
+        | st.lists(inner, max_size=2)
+    ),
+    max_leaves=6,
+).map(json.dumps)
+_ANNOTATIONS = st.dictionaries(
+    st.sampled_from(
+        [
+            "gpu-fraction",
+            "gpu-memory",
+            "gpu-fraction-num-devices",
+            "gpu-fraction-container-name",
+            "gpu-fraction-limit",
+            "gpu-memory-limit",
+            "mps",
+            "scheduling.koordinator.sh/device-allocate-hint",
+            "scheduling.koordinator.sh/device-joint-allocate",
+            "scheduling.koordinator.sh/gpu-partition-spec",
+        ]
+    ),
+    _NASTY | _HINTS,
+    max_size=4,
+)
+_ALL = decode_settings({"dialects": ["kai", "koordinator", "gpushare"]})
+
+
+@given(
+    _ANNOTATIONS,
+    st.dictionaries(st.just("aliyun.com/gpu-count"), _NASTY),
+    st.dictionaries(
+        st.sampled_from(["koordinator.sh/gpu", "aliyun.com/gpu-mem", "koordinator.sh/gpu.shared"]),
+        _NASTY | st.integers(-1, 400),
+        max_size=2,
+    ),
+)
+def test_whatever_is_written_is_read_or_refused_and_once_is_enough(
+    annotations: dict[str, str], labels: dict[str, str], limits: dict[str, Any]
+) -> None:
+    containers = [{"name": "a", "resources": {"limits": limits}}, {"name": "b"}]
+    metadata = {"annotations": annotations, "labels": labels}
+    pod = {"metadata": metadata, "spec": {"containers": containers}}
+    try:
+        plan = plan_pod(pod, _ALL, nodes=[(Card(16384, 100, 10),)])
+    except UserError:
+        return
+    if plan is None:
+        return
+    again = plan_pod(plan.pod, _ALL, nodes=[(Card(16384, 100, 10),)])
+    assert again is None or (again.patch, again.template) == ([], plan.template)
 
 
 def _containers(*lists: dict[str, int]) -> list[dict[str, Any]]:

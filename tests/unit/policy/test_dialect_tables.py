@@ -11,9 +11,9 @@ from hami_dra.contract.names import DRIVER_NAME
 from hami_dra.contract.settings import AdmissionSettings, decode_settings
 from hami_dra.policy.fit import Card, NodeCards
 from hami_dra.policy.podplan import PodPlan, plan_pod
-from tests.unit.policy.golden import load_cases
+from tests.golden.rows import build_containers, load_cases
 
-_PREFIXES = {"kai": "", "koordinator": "koordinator.sh/", "gpushare": "aliyun.com/"}
+_PREFIXES = {"kai": "nvidia.com", "koordinator": "koordinator.sh", "gpushare": "aliyun.com"}
 _ROWS = [(dialect, row) for dialect in _PREFIXES for row in load_cases(f"{dialect}.yaml")]
 
 
@@ -21,7 +21,7 @@ _ROWS = [(dialect, row) for dialect in _PREFIXES for row in load_cases(f"{dialec
     ("dialect", "row"), _ROWS, ids=[f"{dialect}: {row['case']}" for dialect, row in _ROWS]
 )
 def test_rows(dialect: str, row: dict[str, Any]) -> None:
-    pod = _pod(row, _PREFIXES[dialect])
+    pod = build_containers(row, _PREFIXES[dialect])
     settings = decode_settings({"dialects": ["hami", dialect], **row.get("settings", {})})
     nodes = [tuple(Card(size, 100, 10) for size in row.get("sizes", [16384]))]
     if "hami" not in row:
@@ -62,26 +62,6 @@ class _Containing:
 
     def __repr__(self) -> str:
         return f"…{self._part}…"
-
-
-def _pod(row: dict[str, Any], prefix: str) -> dict[str, Any]:
-    def container(said: dict[str, Any]) -> dict[str, Any]:
-        built = {key: value for key, value in said.items() if key not in {"limits", "requests"}}
-        for kind in said.keys() & {"limits", "requests"}:
-            full = {name if "/" in name else prefix + name: said[kind][name] for name in said[kind]}
-            built.setdefault("resources", {})[kind] = full
-        return built
-
-    main: dict[str, Any] = {key: row[key] for key in ("limits", "env") if key in row}
-    containers = row.get("containers", [{"name": "main", **main}])
-    spec: dict[str, Any] = {
-        "containers": [container(each) for each in containers],
-        **row.get("spec", {}),
-    }
-    if "init" in row:
-        spec["initContainers"] = [container(each) for each in row["init"]]
-    metadata: dict[str, Any] = {key: row[key] for key in ("annotations", "labels") if key in row}
-    return {"metadata": metadata, "spec": spec}
 
 
 def _check_once_is_enough(
