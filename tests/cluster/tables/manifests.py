@@ -9,13 +9,15 @@ import yaml
 
 from tests.cluster.tables.cases import Case, Header
 from tests.cluster.tables.nodes import find_nodes
-from tests.golden.rows import ROOT
+from tests.golden.rows import ROOT, load_vendors
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 FOLDER: Final = ROOT / "manifests"
 _SETTINGS: Final = "settings.yaml"
+_VENDORS: Final = "vendors"
+"""Has the settings that we ship, deploy/vendors.yaml."""
 
 
 def load_manifests(folder: Path = FOLDER) -> list[Case]:
@@ -29,6 +31,8 @@ def load_manifests(folder: Path = FOLDER) -> list[Case]:
 
 
 def _read_settings(dialect: Path) -> dict[str, Any]:
+    if dialect.name == _VENDORS:
+        return load_vendors()
     found = yaml.safe_load((dialect / _SETTINGS).read_text(encoding="utf-8"))
     return dict(found or {})
 
