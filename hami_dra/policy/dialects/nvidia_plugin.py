@@ -13,7 +13,9 @@ from typing import Any, Final
 
 from hami_dra.contract.dialectsettings import NvidiaPluginSettings
 from hami_dra.contract.errors import UserError
+from hami_dra.contract.names import RESOURCE_GPU
 from hami_dra.contract.settings import AdmissionSettings
+from hami_dra.policy.dialects.wholecards import refuse_whole_cards
 from hami_dra.policy.podview import Place, PodView, list_places
 from hami_dra.policy.request import MOST_CARDS, Enforcement, PodRequest, Share, place_shares
 from hami_dra.policy.selectors import profile_is
@@ -69,6 +71,8 @@ def read_pod(pod: PodView, admission: AdmissionSettings) -> PodRequest | None:
         (beside if place.runs_beside_others else before).extend(shares)
     if not original:
         return None
+    if settings.shared_resource_name != RESOURCE_GPU:
+        refuse_whole_cards(pod, admission, min(keys))
     together, uses = place_shares(beside, before)
     return PodRequest(
         shares=together,

@@ -17,6 +17,8 @@ from hami_dra.contract.settings import AdmissionSettings
 from hami_dra.policy.dialects.cardlists import CardList, list_selectors, locate
 from hami_dra.policy.dialects.hami_env import read_control
 from hami_dra.policy.dialects.mib import read_mib
+from hami_dra.policy.dialects.schedulers import warn_kept_scheduler
+from hami_dra.policy.dialects.wholecards import refuse_whole_cards
 from hami_dra.policy.podview import PodView, list_places
 from hami_dra.policy.request import (
     MOST_CARDS,
@@ -32,6 +34,7 @@ from hami_dra.policy.selectors import product_contains, uuid_contains
 from hami_dra.policy.truth import parse_bool
 from hami_dra.policy.written import Number, Written, find_keys
 
+_SCHEDULERS: Final = ("vgpu-scheduler",)
 _ENV_DISABLE: Final = "DISABLE_VGPU_CONTROL"
 _COMPUTE: Final[Mapping[ComputePolicy, CorePolicy | None]] = {
     "fixed": "force",
@@ -97,6 +100,7 @@ def read_pod(pod: PodView, admission: AdmissionSettings) -> PodRequest | None:
             found.append(written)
     if not original:
         return None
+    refuse_whole_cards(pod, admission, names.number)
     warnings: list[str] = []
     wishes = _Wishes(pod.metadata.annotations or {}, names.domain, warnings)
     core_policy = _COMPUTE[wishes.read_compute(admission.vgpu_manager.compute_policy)]
@@ -109,6 +113,7 @@ def read_pod(pod: PodView, admission: AdmissionSettings) -> PodRequest | None:
             (beside if written.place.runs_beside_others else before).append(share)
     placement = Placement()
     if beside or before:
+        warn_kept_scheduler(pod, admission, _SCHEDULERS, warnings)
         placement = wishes.read_placement(
             names, most_cards=max(share.cards for share in (*beside, *before))
         )

@@ -1,9 +1,12 @@
 """vgpu-manager's words, and those of NVIDIA's device plugin."""
 
+from contextlib import suppress
 from typing import Any
 
 import jsonpatch
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hami_dra.contract.errors import UserError
 from hami_dra.contract.names import DEVICE_CLASS, DRIVER_NAME
@@ -75,7 +78,8 @@ def _check_template(row: dict[str, Any], plan: PodPlan) -> None:
 
 @pytest.mark.parametrize("row", load_cases("vgpu_manager.yaml"), ids=name_case)
 def test_vgpu_manager(row: dict[str, Any]) -> None:
-    assert plan_pod(_pod(row)) is None, "off by default"
+    if "nvidia.com/gpu" not in row["limits"]:
+        assert plan_pod(_pod(row)) is None, "off by default"
     _check(row, _VGPU)
 
 
@@ -154,6 +158,65 @@ def test_preferences_are_about_our_cards_only() -> None:
 def test_settings_that_mean_nothing(wrong: dict[str, Any], field: str) -> None:
     with pytest.raises(UserError, match=field):
         decode_settings(wrong)
+
+
+_KEYS = (
+    *(f"nvidia.com/{name}" for name in ("gpu", "gpumem", "gpumem-percentage", "gpu.shared")),
+    *(f"nvidia.com/vgpu-{name}" for name in ("number", "memory", "cores")),
+    *(
+        f"nvidia.com/{name}"
+        for name in ("mig-1g.5gb", "mig-x", "mig-", "gpu-10gb", "gpu-", "gpu-x")
+    ),
+    *(f"huawei.com/Ascend310P{name}" for name in ("", "-memory", "-core")),
+    *(f"hygon.com/dcu{name}" for name in ("num", "mem", "cores")),
+    *(f"amd.com/gpu{name}" for name in ("", "mem", "cores")),
+)
+_VALUES = st.sampled_from(["0", "1", "2", "33", "100", "101", "5k", "4Gi", "3G", "-1", "x", 1, 1.5])
+_ALL = decode_settings(
+    {
+        "dialects": ["hami", "vgpu-manager", "nvidia"],
+        "nvidiaPlugin": {"replicas": 3, "failRequestsGreaterThanOne": False},
+        **load_vendors(),
+    }
+)
+
+
+@given(
+    st.lists(st.dictionaries(st.sampled_from(_KEYS), _VALUES, max_size=3), min_size=1, max_size=3),
+    st.integers(0, 2),
+    st.dictionaries(
+        st.sampled_from(
+            [
+                "nvidia.com/include-gpu-uuid",
+                "nvidia.com/device-topology-mode",
+                "nvidia.com/memory-scheduler-policy",
+                "amd.com/use-gputype",
+                "hami.io/no-use-Ascend310P-uuid",
+            ]
+        ),
+        st.text(max_size=20) | st.sampled_from(["numa", "link-strict", "virtual", "a,b"]),
+        max_size=2,
+    ),
+)
+def test_any_pod_becomes_a_claim_once_or_is_refused(
+    lists: list[dict[str, Any]], before: int, annotations: dict[str, str]
+) -> None:
+    containers = [
+        {"name": f"c{number}", "resources": {"limits": limits}}
+        for number, limits in enumerate(lists)
+    ]
+    spec = {"initContainers": containers[:before], "containers": containers[before:]}
+    pod = {"metadata": {"annotations": annotations}, "spec": spec}
+    plan = None
+    with suppress(UserError):
+        plan = plan_pod(pod, _ALL, nodes=_NODES)
+    if plan is None:
+        return
+    assert jsonpatch.apply_patch(pod, plan.patch) == plan.pod
+    assert plan_pod(plan.pod, _ALL, nodes=_NODES) is None
+    requests = plan.template["spec"]["spec"]["devices"]["requests"] if plan.template else []
+    names = [request["name"] for request in requests]
+    assert sorted(set(plan.request.uses.values())) == sorted(names)
 
 
 @pytest.mark.parametrize("dialect", ["hami", "volcano"])
