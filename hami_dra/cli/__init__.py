@@ -12,6 +12,7 @@ _COMMANDS: Final = {
     "node": ("hami_dra.cli.node", "node"),
     "webhook": ("hami_dra.cli.webhook", "webhook"),
     "controller": ("hami_dra.cli.controller", "controller"),
+    "convert": ("hami_dra.cli.convert", "convert"),
 }
 
 

@@ -1,0 +1,54 @@
+"""The annotation that keeps the original request has every container's keys, whatever its kind."""
+
+import json
+from typing import Any
+
+from hami_dra.contract.names import ANNOTATION_ORIGINAL_REQUEST
+from hami_dra.policy.podplan import plan_pod
+
+
+def container(name: str, lists: dict[str, dict[str, Any]], **more: Any) -> dict[str, Any]:
+    return {"name": name, "resources": lists, **more}
+
+
+def test_init_containers_sidecars_and_requests_are_kept() -> None:
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "p"},
+        "spec": {
+            "initContainers": [
+                container("covered", {"limits": {"nvidia.com/gpu": 1, "nvidia.com/gpumem": 10}}),
+                container("own", {"limits": {"nvidia.com/gpu": 2, "nvidia.com/gpumem": "1k"}}),
+                container("plain", {"limits": {"cpu": "1"}}),
+                container(
+                    "sidecar",
+                    {"limits": {"nvidia.com/gpucores": "5"}},
+                    restartPolicy="Always",
+                ),
+            ],
+            "containers": [
+                container(
+                    "main",
+                    {
+                        "limits": {"cpu": "1", "nvidia.com/gpu": "1", "nvidia.com/gpumem": "100"},
+                        "requests": {"cpu": "1", "nvidia.com/gpu": "1", "nvidia.com/priority": 0},
+                    },
+                ),
+                container("none", {"limits": {"nvidia.com/gpu": 0}}),
+            ],
+        },
+    }
+    plan = plan_pod(pod)
+    assert plan is not None
+    kept = json.loads(plan.pod["metadata"]["annotations"][ANNOTATION_ORIGINAL_REQUEST])
+    assert kept == {
+        "covered": {"limits": {"nvidia.com/gpu": 1, "nvidia.com/gpumem": 10}},
+        "own": {"limits": {"nvidia.com/gpu": 2, "nvidia.com/gpumem": "1k"}},
+        "sidecar": {"limits": {"nvidia.com/gpucores": "5"}},
+        "main": {
+            "limits": {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "100"},
+            "requests": {"nvidia.com/gpu": "1", "nvidia.com/priority": 0},
+        },
+        "none": {"limits": {"nvidia.com/gpu": 0}},
+    }
