@@ -13,6 +13,7 @@ _COMMANDS: Final = {
     "webhook": ("hami_dra.cli.webhook", "webhook"),
     "controller": ("hami_dra.cli.controller", "controller"),
     "convert": ("hami_dra.cli.convert", "convert"),
+    "explain": ("hami_dra.cli.explain", "explain"),
 }
 
 

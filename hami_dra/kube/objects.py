@@ -43,6 +43,7 @@ def _segment(text: str) -> str:
 
 PODS: Final = Resource("v1", "Pod", "pods", namespaced=True)
 NODES: Final = Resource("v1", "Node", "nodes", namespaced=False)
+NAMESPACES: Final = Resource("v1", "Namespace", "namespaces", namespaced=False)
 LEASES: Final = Resource("coordination.k8s.io/v1", "Lease", "leases", namespaced=True)
 CLAIMS: Final = Resource("resource.k8s.io/v1", "ResourceClaim", "resourceclaims", namespaced=True)
 TEMPLATES: Final = Resource(
@@ -51,6 +52,9 @@ TEMPLATES: Final = Resource(
 SLICES: Final = Resource("resource.k8s.io/v1", "ResourceSlice", "resourceslices", namespaced=False)
 DEVICE_CLASSES: Final = Resource(
     "resource.k8s.io/v1", "DeviceClass", "deviceclasses", namespaced=False
+)
+DEVICE_TAINT_RULES: Final = Resource(
+    "resource.k8s.io/v1", "DeviceTaintRule", "devicetaintrules", namespaced=False
 )
 MUTATING_WEBHOOKS: Final = Resource(
     "admissionregistration.k8s.io/v1",
