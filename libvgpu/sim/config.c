@@ -68,6 +68,8 @@ static void set_card(struct sim_card *card, const char *key, char *value)
 		card->context_overhead = strtoull(value, NULL, 10) << 20;
 	} else if (strcmp(key, "pitch_bytes") == 0) {
 		card->pitch = strtoull(value, NULL, 10);
+	} else if (strcmp(key, "pool_step_mib") == 0) {
+		card->pool_step = strtoull(value, NULL, 10) << 20;
 	} else if (strcmp(key, "sm_count") == 0) {
 		card->sm_count = atoi(value);
 	} else if (strcmp(key, "numa_node") == 0) {
@@ -128,6 +130,7 @@ int sim_config_read(const char *path, struct sim_config *config)
 			card->minor = config->card_count++;
 			card->sm_count = 108;
 			card->pitch = 512;
+			card->pool_step = 2 << 20;
 			card->cc_major = 8;
 			card->architecture = 7;
 			card->brand = 14;

@@ -16,6 +16,7 @@
 #include <string.h>
 #include <strings.h>
 
+#include "pools.h"
 #include "state.h"
 
 pthread_mutex_t sim_mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -268,6 +269,20 @@ SIM CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice device)
 	return CUDA_SUCCESS;
 }
 
+/* For tests, whatever stands before the driver: what all processes use of a card,
+ * and the most that they ever did. */
+SIM void simCardUse(int card, uint64_t *used, uint64_t *peak)
+{
+	*used = *peak = 0;
+	if (sim_load() != 0)
+		return;
+	pthread_mutex_lock(&sim_mutex);
+	sim_reap_late();
+	pthread_mutex_unlock(&sim_mutex);
+	*used = sim_used(card);
+	*peak = sim_peak(card);
+}
+
 /* ---- contexts */
 
 CUcontext sim_current(void)
@@ -308,6 +323,8 @@ static CUresult start(CUcontext context, CUdevice device, unsigned int flags)
 static void finish(CUcontext context)
 {
 	sim_free_all(context);
+	if (context->primary)
+		sim_pools_end(context->device);
 	sim_context(context->card, -1);
 	context->alive = false;
 }
@@ -371,11 +388,6 @@ SIM CUresult cuCtxDestroy_v2(CUcontext context)
 SIM CUresult cuCtxDestroy(CUcontext context)
 {
 	return cuCtxDestroy_v2(context);
-}
-
-CUcontext sim_primary(CUdevice device)
-{
-	return &primaries[device];
 }
 
 SIM CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device)

@@ -26,10 +26,12 @@ CUresult sim_ready(void);
 int sim_card_of(CUdevice device);
 CUcontext sim_current(void);
 CUresult sim_usable(CUcontext *context);
-CUcontext sim_primary(CUdevice device);
-/* As cuMemAlloc_v2, but on a card and for a context that need not be current. */
-CUresult sim_allocate(int card, CUcontext owner, CUdeviceptr *pointer, size_t bytes, int map_flags);
+/* When a stream will be done; also what tells it from others. */
+uint64_t *sim_stream_end(CUcontext context, CUstream stream);
 bool sim_mapped(CUdeviceptr start, size_t bytes); /* with sim_mutex held */
 void sim_free_all(CUcontext context);             /* with sim_mutex held */
+/* Frees memory of cuMemAlloc when its stream gets there; with sim_mutex held. */
+CUresult sim_free_late(CUdeviceptr pointer, uint64_t when_ns);
+void sim_reap_late(void); /* with sim_mutex held */
 
 #endif

@@ -65,11 +65,8 @@ SIM CUresult cuGetErrorString(CUresult error, const char **text)
 #define ONE(name, since) {#name, (void *)&name, since, false}
 #define TWO(name, since, since_v2) ONE(name, since), SECOND(name, since_v2)
 #define SECOND(name, since) {#name, (void *)&name##_v2, since, false}
-#define PER_THREAD(name, since)                                                                    \
-	ONE(name, since),                                                                          \
-	{                                                                                          \
-		#name, (void *)&name##_ptsz, since, true                                           \
-	}
+#define PER_THREAD(name, since) ONE(name, since), THREADS(name, since)
+#define THREADS(name, since) {#name, (void *)&name##_ptsz, since, true}
 
 /* Later entries of one name are newer. */
 static const struct {
@@ -103,7 +100,7 @@ static const struct {
 	TWO(cuCtxPushCurrent, 2000, 4000),
 	TWO(cuCtxPopCurrent, 2000, 4000),
 	ONE(cuCtxGetDevice, 2000),
-	ONE(cuCtxSynchronize, 2000),
+	TWO(cuCtxSynchronize, 2000, 13000),
 	ONE(cuCtxGetFlags, 7000),
 	ONE(cuCtxGetApiVersion, 3020),
 	TWO(cuMemAlloc, 2000, 3020),
@@ -124,7 +121,12 @@ static const struct {
 	PER_THREAD(cuMemFreeAsync, 11020),
 	ONE(cuDeviceGetDefaultMemPool, 11020),
 	ONE(cuMemPoolCreate, 11020),
+	ONE(cuDeviceGetMemPool, 11020),
+	ONE(cuDeviceSetMemPool, 11020),
 	ONE(cuMemPoolDestroy, 11020),
+	ONE(cuMemPoolTrimTo, 11020),
+	ONE(cuMemPoolGetAttribute, 11020),
+	ONE(cuMemPoolSetAttribute, 11020),
 	TWO(cuMemGetInfo, 2000, 3020),
 	SECOND(cuMemcpyHtoD, 3020),
 	SECOND(cuMemcpyDtoH, 3020),
@@ -139,6 +141,7 @@ static const struct {
 	ONE(cuStreamGetCtx, 9020),
 	TWO(cuStreamDestroy, 2000, 4000),
 	ONE(cuStreamSynchronize, 2000),
+	THREADS(cuStreamSynchronize, 7000),
 	ONE(cuStreamQuery, 2000),
 	ONE(cuStreamWaitEvent, 3020),
 	ONE(cuEventCreate, 2000),

@@ -9,7 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "libcuda.h"
+#include "pools.h"
 #include "state.h"
 
 struct allocation {
@@ -17,6 +17,8 @@ struct allocation {
 	size_t bytes, charged;
 	int card;
 	CUcontext context; /* takes it along when it ends */
+	bool freed;        /* by a stream that gets there later */
+	uint64_t free_ns;
 };
 
 static struct allocation *allocations;
@@ -45,7 +47,48 @@ void sim_free_all(CUcontext context)
 			drop(i);
 }
 
-CUresult sim_allocate(int card, CUcontext owner, CUdeviceptr *pointer, size_t bytes, int map_flags)
+void sim_reap_late(void)
+{
+	uint64_t now = sim_now_ns();
+
+	for (size_t i = count; i-- > 0;)
+		if (allocations[i].freed && allocations[i].free_ns <= now)
+			drop(i);
+}
+
+static struct allocation *find(CUdeviceptr pointer)
+{
+	for (size_t i = count; i-- > 0;)
+		if (allocations[i].address == pointer && !allocations[i].freed)
+			return &allocations[i];
+	return NULL;
+}
+
+CUresult sim_free_late(CUdeviceptr pointer, uint64_t when_ns)
+{
+	struct allocation *allocation = find(pointer);
+
+	if (!allocation)
+		return CUDA_ERROR_INVALID_VALUE;
+	allocation->freed = true;
+	allocation->free_ns = when_ns;
+	sim_reap_late();
+	return CUDA_SUCCESS;
+}
+
+/* Short of memory, the driver takes back what pools keep. */
+static int take_from_card(int card, size_t bytes)
+{
+	int error = sim_alloc(card, bytes);
+
+	if (error != -ENOMEM)
+		return error;
+	sim_pools_synchronised();
+	return sim_alloc(card, bytes);
+}
+
+static CUresult allocate_on(int card, CUcontext owner, CUdeviceptr *pointer, size_t bytes,
+			    int map_flags)
 {
 	CUresult result = CUDA_SUCCESS;
 	void *memory;
@@ -67,7 +110,8 @@ CUresult sim_allocate(int card, CUcontext owner, CUdeviceptr *pointer, size_t by
 		allocations = grown;
 		capacity = bigger;
 	}
-	error = sim_alloc(card, charge_of(bytes));
+	sim_reap_late();
+	error = take_from_card(card, charge_of(bytes));
 	if (error != 0) {
 		result = error == -ENOMEM ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_OPERATING_SYSTEM;
 	} else {
@@ -78,8 +122,8 @@ CUresult sim_allocate(int card, CUcontext owner, CUdeviceptr *pointer, size_t by
 			result = CUDA_ERROR_OUT_OF_MEMORY;
 		} else {
 			*pointer = (CUdeviceptr)memory;
-			allocations[count++] =
-				(struct allocation){*pointer, bytes, charge_of(bytes), card, owner};
+			allocations[count++] = (struct allocation){
+				*pointer, bytes, charge_of(bytes), card, owner, false, 0};
 		}
 	}
 	pthread_mutex_unlock(&sim_mutex);
@@ -93,7 +137,7 @@ static CUresult allocate(CUdeviceptr *pointer, size_t bytes, int map_flags)
 
 	return result != CUDA_SUCCESS
 		       ? result
-		       : sim_allocate(context->card, context, pointer, bytes, map_flags);
+		       : allocate_on(context->card, context, pointer, bytes, map_flags);
 }
 
 SIM CUresult cuMemAlloc_v2(CUdeviceptr *pointer, size_t bytes)
@@ -185,13 +229,10 @@ SIM CUresult cuMemFree_v2(CUdeviceptr pointer)
 	if (result != CUDA_SUCCESS || !pointer)
 		return result;
 	pthread_mutex_lock(&sim_mutex);
-	result = CUDA_ERROR_INVALID_VALUE;
-	for (size_t i = count; i-- > 0;)
-		if (allocations[i].address == pointer) {
-			drop(i);
-			result = CUDA_SUCCESS;
-			break;
-		}
+	if (find(pointer))
+		drop((size_t)(find(pointer) - allocations));
+	else if (!sim_pool_give(pointer, NULL))
+		result = CUDA_ERROR_INVALID_VALUE;
 	pthread_mutex_unlock(&sim_mutex);
 	return result;
 }
@@ -209,6 +250,9 @@ static CUresult info(uint64_t *available, uint64_t *total)
 
 	if (result != CUDA_SUCCESS)
 		return result;
+	pthread_mutex_lock(&sim_mutex);
+	sim_reap_late();
+	pthread_mutex_unlock(&sim_mutex);
 	used = sim_used(context->card);
 	*total = sim_config()->cards[context->card].memory;
 	*available = used < *total ? *total - used : 0;
@@ -253,7 +297,7 @@ static void *range(CUdeviceptr start, size_t bytes)
 		if (start >= allocations[i].address && bytes <= allocations[i].bytes &&
 		    start - allocations[i].address <= allocations[i].bytes - bytes)
 			found = (void *)start; // NOLINT(performance-no-int-to-ptr)
-	if (!found && sim_mapped(start, bytes))
+	if (!found && (sim_mapped(start, bytes) || sim_pool_holds(start, bytes)))
 		found = (void *)start; // NOLINT(performance-no-int-to-ptr)
 	pthread_mutex_unlock(&sim_mutex);
 	return found;

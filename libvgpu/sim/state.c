@@ -310,6 +310,8 @@ static int change(int card, int64_t bytes, int contexts)
 					    ? 0
 					    : use->used + (uint64_t)bytes;
 			use->contexts += (uint32_t)contexts;
+			if (bytes > 0 && sum(card) > state->peak[card])
+				state->peak[card] = sum(card);
 		}
 	}
 	close(fd);
@@ -330,6 +332,20 @@ void sim_free(int card, uint64_t bytes)
 int sim_context(int card, int contexts)
 {
 	return change(card, 0, contexts);
+}
+
+uint64_t sim_peak(int card)
+{
+	uint64_t peak;
+	int fd;
+
+	pthread_mutex_lock(&mutex);
+	fd = enter();
+	peak = state->peak[card];
+	if (fd >= 0)
+		close(fd);
+	pthread_mutex_unlock(&mutex);
+	return peak;
 }
 
 static void record(struct sim_use *use, uint64_t from, uint64_t until)

@@ -25,7 +25,8 @@ struct sim_card {
 	char name[64];
 	uint64_t memory;
 	uint64_t context_overhead;
-	uint64_t pitch; /* rows of cuMemAllocPitch are multiples of this */
+	uint64_t pitch;     /* rows of cuMemAllocPitch are multiples of this */
+	uint64_t pool_step; /* and what pools take from the card, of this */
 	int sm_count, numa_node, cc_major, cc_minor, minor, architecture, brand;
 	unsigned int pci_domain, pci_bus, pci_device, pci_function;
 	uint32_t nvlink; /* bit i: linked to card i */
@@ -59,6 +60,7 @@ struct sim_process {
 struct sim_state {
 	uint64_t magic;
 	uint64_t size;
+	uint64_t peak[SIM_CARDS]; /* the most that was ever used */
 	struct sim_process processes[SIM_PROCESSES];
 };
 
@@ -79,6 +81,7 @@ struct sim_usage {
 	unsigned int busy_percent;
 };
 uint64_t sim_used(int card);
+uint64_t sim_peak(int card);
 unsigned int sim_busy_percent(int card);
 /* Living processes with a context on the card, as this PID namespace sees them. */
 unsigned int sim_users(int card, struct sim_usage *users, unsigned int capacity);

@@ -11,7 +11,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "libcuda.h"
+#include "pools.h"
 #include "state.h"
 
 struct CUmod_st {
@@ -82,7 +82,7 @@ SIM CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const ch
 }
 
 /* NULL, 1 and 2 are the default streams. */
-static uint64_t *end_of(CUcontext context, CUstream stream)
+uint64_t *sim_stream_end(CUcontext context, CUstream stream)
 {
 	return (uintptr_t)stream <= 2 ? &context->null_stream_ns : &stream->end_ns;
 }
@@ -107,7 +107,7 @@ SIM CUresult cuLaunchKernel(CUfunction function, unsigned int gx, unsigned int g
 		memcpy(&ns, params[0], sizeof(ns));
 	pthread_mutex_lock(&sim_mutex);
 	now = sim_now_ns();
-	end = end_of(context, stream);
+	end = sim_stream_end(context, stream);
 	from = *end > now ? *end : now;
 	*end = from + ns;
 	if (*end > context->end_ns)
@@ -117,14 +117,41 @@ SIM CUresult cuLaunchKernel(CUfunction function, unsigned int gx, unsigned int g
 	return CUDA_SUCCESS;
 }
 
+/* Waits until `*end` as it is now; then pools give back what they keep too much. */
+static void synchronise(const uint64_t *end)
+{
+	uint64_t until;
+
+	pthread_mutex_lock(&sim_mutex);
+	until = *end;
+	pthread_mutex_unlock(&sim_mutex);
+	sleep_until(until);
+	pthread_mutex_lock(&sim_mutex);
+	sim_reap_late();
+	sim_pools_synchronised();
+	pthread_mutex_unlock(&sim_mutex);
+}
+
 SIM CUresult cuCtxSynchronize(void)
 {
 	CUcontext context;
 	CUresult result = sim_usable(&context);
 
 	if (result == CUDA_SUCCESS)
-		sleep_until(context->end_ns);
+		synchronise(&context->end_ns);
 	return result;
+}
+
+SIM CUresult cuCtxSynchronize_v2(CUcontext context)
+{
+	if (sim_ready())
+		return CUDA_ERROR_NOT_INITIALIZED;
+	if (!context)
+		return cuCtxSynchronize();
+	if (!context->alive)
+		return CUDA_ERROR_INVALID_CONTEXT;
+	synchronise(&context->end_ns);
+	return CUDA_SUCCESS;
 }
 
 SIM CUresult cuStreamCreate(CUstream *stream, unsigned int flags)
@@ -177,8 +204,13 @@ SIM CUresult cuStreamSynchronize(CUstream stream)
 	CUresult result = sim_usable(&context);
 
 	if (result == CUDA_SUCCESS)
-		sleep_until(*end_of(context, stream));
+		synchronise(sim_stream_end(context, stream));
 	return result;
+}
+
+SIM CUresult cuStreamSynchronize_ptsz(CUstream stream)
+{
+	return cuStreamSynchronize(stream);
 }
 
 SIM CUresult cuStreamQuery(CUstream stream)
@@ -188,7 +220,8 @@ SIM CUresult cuStreamQuery(CUstream stream)
 
 	if (result != CUDA_SUCCESS)
 		return result;
-	return *end_of(context, stream) > sim_now_ns() ? CUDA_ERROR_NOT_READY : CUDA_SUCCESS;
+	return *sim_stream_end(context, stream) > sim_now_ns() ? CUDA_ERROR_NOT_READY
+							       : CUDA_SUCCESS;
 }
 
 SIM CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned int flags)
@@ -201,8 +234,8 @@ SIM CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned int flag
 		return result;
 	if (!event)
 		return CUDA_ERROR_INVALID_HANDLE;
-	if (event->recorded && event->done_ns > *end_of(context, stream))
-		*end_of(context, stream) = event->done_ns;
+	if (event->recorded && event->done_ns > *sim_stream_end(context, stream))
+		*sim_stream_end(context, stream) = event->done_ns;
 	return CUDA_SUCCESS;
 }
 
@@ -245,7 +278,8 @@ SIM CUresult cuEventRecord(CUevent event, CUstream stream)
 		return result;
 	if (!event)
 		return CUDA_ERROR_INVALID_HANDLE;
-	event->done_ns = *end_of(context, stream) > now ? *end_of(context, stream) : now;
+	event->done_ns =
+		*sim_stream_end(context, stream) > now ? *sim_stream_end(context, stream) : now;
 	event->recorded = true;
 	return CUDA_SUCCESS;
 }
@@ -267,7 +301,7 @@ SIM CUresult cuEventSynchronize(CUevent event)
 	if (!event)
 		return CUDA_ERROR_INVALID_HANDLE;
 	if (event->recorded)
-		sleep_until(event->done_ns);
+		synchronise(&event->done_ns);
 	return CUDA_SUCCESS;
 }
 

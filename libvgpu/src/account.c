@@ -120,7 +120,7 @@ static uint64_t give(struct vgpu_part *part, uint64_t bytes)
 	return gone;
 }
 
-static void give_back(struct vgpu_card *card, uint64_t bytes)
+void vgpu_give_back(struct vgpu_card *card, uint64_t bytes)
 {
 	for (unsigned int i = card->part_count; i-- > 0 && bytes;)
 		bytes -= give(&card->parts[i], bytes);
@@ -134,7 +134,7 @@ static int reserve_once(struct vgpu_card *card, uint64_t bytes)
 		left -= take(&card->parts[i], left, i + 1 == card->part_count);
 	if (!left)
 		return 0;
-	give_back(card, bytes - left);
+	vgpu_give_back(card, bytes - left);
 	return -ENOMEM;
 }
 
@@ -148,16 +148,33 @@ int vgpu_reserve(struct vgpu_card *card, uint64_t bytes)
 			vgpu_region_repair(card->parts[i].view, 0);
 		result = reserve_once(card, bytes);
 	}
-	__atomic_add_fetch(result ? &device_of(&card->parts[0])->oom_count
-				  : &device_of(&card->parts[0])->alloc_count,
-			   1, __ATOMIC_RELAXED);
+	if (result == 0)
+		__atomic_add_fetch(&device_of(&card->parts[0])->alloc_count, 1, __ATOMIC_RELAXED);
 	return result;
+}
+
+/* What the driver holds already is counted, limit or not: then nothing more fits. */
+void vgpu_count_anyway(struct vgpu_card *card, uint64_t bytes)
+{
+	struct vgpu_part *part = &card->parts[0];
+	struct vgpu_region_slot *slot = vgpu_slot_claim(part->view);
+
+	if (!slot || !enter(part->view, slot))
+		return;
+	__atomic_add_fetch(&device_of(part)->used_bytes, bytes, __ATOMIC_SEQ_CST);
+	__atomic_add_fetch(&slot->used_bytes[part->index], bytes, __ATOMIC_SEQ_CST);
+	leave(slot);
 }
 
 void vgpu_release(struct vgpu_card *card, uint64_t bytes)
 {
-	give_back(card, bytes);
+	vgpu_give_back(card, bytes);
 	__atomic_add_fetch(&device_of(&card->parts[0])->free_count, 1, __ATOMIC_RELAXED);
+}
+
+void vgpu_count_refused(struct vgpu_card *card)
+{
+	__atomic_add_fetch(&device_of(&card->parts[0])->oom_count, 1, __ATOMIC_RELAXED);
 }
 
 void vgpu_count_driver_oom(struct vgpu_card *card)

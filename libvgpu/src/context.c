@@ -22,7 +22,8 @@ static void forget(CUcontext context)
 	if (!context || vgpu_state() != VGPU_ON)
 		return;
 	while (vgpu_pointer_take_context(context, &pointer))
-		vgpu_release(pointer.card, pointer.bytes);
+		if (!pointer.owner)
+			vgpu_release(pointer.card, pointer.bytes);
 }
 
 static CUresult destroy(int real_index, CUcontext context)
@@ -76,8 +77,11 @@ static CUresult end_primary(int real_index, CUdevice device)
 	result = real(device);
 	if (result != CUDA_SUCCESS || device < 0 || device >= KNOWN_DEVICES || !get_state)
 		return result;
-	if (get_state(device, &flags, &active) == CUDA_SUCCESS && !active)
+	if (get_state(device, &flags, &active) == CUDA_SUCCESS && !active) {
 		forget(atomic_load(&primaries[device]));
+		if (vgpu_state() == VGPU_ON)
+			vgpu_pools_device_ended(device);
+	}
 	return result;
 }
 

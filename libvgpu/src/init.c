@@ -20,6 +20,7 @@ static void after_fork_in_child(void)
 		vgpu_slot_forget(&grants.views[i]);
 	vgpu_pointer_forget_all();
 	vgpu_virtual_forget_all();
+	vgpu_pools_forget_all();
 	if (atomic_load(&stage) == STARTING)
 		atomic_store(&stage, UNTOUCHED);
 }

@@ -35,13 +35,25 @@ static CUcontext current_context(void)
 	return context;
 }
 
-CUresult vgpu_charge(struct vgpu_card *card, uint64_t charge)
+/* As the driver does, what pools keep is taken back before anything is refused. */
+int vgpu_try_charge(struct vgpu_card *card, uint64_t charge)
 {
-	if (vgpu_reserve(card, charge) == 0)
-		return CUDA_SUCCESS;
+	int result = vgpu_reserve(card, charge);
+
+	return result != 0 && vgpu_pools_trim(card) ? vgpu_reserve(card, charge) : result;
+}
+
+CUresult vgpu_refuse(struct vgpu_card *card, uint64_t charge)
+{
+	vgpu_count_refused(card);
 	vgpu_log(VGPU_LOG_INFO, "an allocation of %llu bytes would pass the limit",
 		 (unsigned long long)charge);
 	return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CUresult vgpu_charge(struct vgpu_card *card, uint64_t charge)
+{
+	return vgpu_try_charge(card, charge) == 0 ? CUDA_SUCCESS : vgpu_refuse(card, charge);
 }
 
 /* Before the driver's call. NULL card: nothing to charge. */
@@ -169,7 +181,7 @@ static CUresult after_rows(struct vgpu_card *card, uint64_t expected, uint64_t c
 
 	if (!card || result != CUDA_SUCCESS)
 		return after(card, expected, result, address);
-	if (charge > expected && vgpu_reserve(card, charge - expected) != 0) {
+	if (charge > expected && vgpu_charge(card, charge - expected) != CUDA_SUCCESS) {
 		if (undo)
 			undo(address);
 		vgpu_release(card, expected);
@@ -232,6 +244,17 @@ VGPU_EXPORT CUresult cuMemAllocPitch(CUdeviceptr_v1 *pointer, unsigned int *pitc
 	return result;
 }
 
+/* stream: that is to free it; 0 = it is free. */
+void vgpu_pointer_freed(const struct vgpu_pointer *entry, uint64_t stream)
+{
+	if (entry->owner)
+		vgpu_pool_freed((struct vgpu_pool *)(uintptr_t)entry->owner, stream);
+	else if (stream)
+		vgpu_pool_bury(entry->card, vgpu_current_device(), entry->bytes, stream);
+	else
+		vgpu_release(entry->card, entry->bytes);
+}
+
 /* The entry leaves the table before the driver frees: right after that another
  * thread may be given the same address. */
 VGPU_EXPORT CUresult cuMemFree_v2(CUdeviceptr pointer)
@@ -246,7 +269,7 @@ VGPU_EXPORT CUresult cuMemFree_v2(CUdeviceptr pointer)
 	known = vgpu_pointer_take(VGPU_POINTERS, pointer, &entry);
 	result = real(pointer);
 	if (known && result == CUDA_SUCCESS)
-		vgpu_release(entry.card, entry.bytes);
+		vgpu_pointer_freed(&entry, 0);
 	else if (known)
 		vgpu_pointer_add(VGPU_POINTERS, &entry);
 	return result;
@@ -264,7 +287,7 @@ VGPU_EXPORT CUresult cuMemFree(CUdeviceptr_v1 pointer)
 	known = vgpu_pointer_take(VGPU_POINTERS, pointer, &entry);
 	result = real(pointer);
 	if (known && result == CUDA_SUCCESS)
-		vgpu_release(entry.card, entry.bytes);
+		vgpu_pointer_freed(&entry, 0);
 	else if (known)
 		vgpu_pointer_add(VGPU_POINTERS, &entry);
 	return result;

@@ -2,14 +2,13 @@
  *
  * Memory in the order of a stream: cuMemAllocAsync and its kin. It comes from a
  * pool, and a pool is a device's: the one that the pool was made for, else the
- * stream's, which need not be the current context's.
+ * stream's, which need not be the current context's. What is charged is what the
+ * pool holds: see pools.c.
  *
- * Charged is what the program asked for, from the call that allocates to the call
- * that frees. What a pool keeps beyond that, unused or not yet freed by its stream,
- * is the driver's, and shows up in the region's overhead_bytes.
+ * While a stream is captured, nothing is allocated: the call becomes a node of a
+ * graph.
  *
- * Contexts other than the primary one end without their device's pools. So it is
- * the end of the primary one that gives these bytes back.
+ * Contexts other than the primary one end without their device's pools.
  */
 #include "vgpu.h"
 
@@ -17,7 +16,13 @@
 #define HOST_MEMORY (-2)
 #define SPECIAL_STREAMS 2 /* NULL, CU_STREAM_LEGACY and CU_STREAM_PER_THREAD */
 
-static CUdevice current_device(void)
+/* A stream, and whether NULL means the thread's own. */
+struct order {
+	CUstream stream;
+	bool per_thread;
+};
+
+CUdevice vgpu_current_device(void)
 {
 	__typeof__(&cuCtxGetDevice) get_device = VGPU_REAL(cuCtxGetDevice);
 	CUdevice device;
@@ -38,102 +43,193 @@ static CUdevice device_of_stream(CUstream stream)
 	    get_context(stream, &context) != CUDA_SUCCESS ||
 	    get_current(&current) != CUDA_SUCCESS || context == current ||
 	    push(context) != CUDA_SUCCESS)
-		return current_device();
-	device = current_device();
+		return vgpu_current_device();
+	device = vgpu_current_device();
 	pop(&context);
 	return device;
 }
 
-static void note_pool(CUmemoryPool pool, CUdevice device)
+/* What a stream is called in pools.c. Threads' own streams have no name: only
+ * waiting for everything is sure to wait for them. */
+uint64_t vgpu_stream_name(CUstream stream, bool per_thread)
 {
-	struct vgpu_pointer entry = {.address = (uintptr_t)pool,
-				     .owner = (uint64_t)(int64_t)device};
-
-	vgpu_pointer_add(VGPU_POOLS, &entry); /* not noted: it is asked for again */
+	if ((uintptr_t)stream == 2 || (!stream && per_thread))
+		return VGPU_ALL_STREAMS;
+	return stream ? (uintptr_t)stream : 1;
 }
 
-/* A pool that is neither made here nor a default one counts to the stream's card:
- * too much rather than nothing. */
-static CUdevice device_of_pool(CUmemoryPool pool, CUstream stream)
+static bool is_captured(struct order order)
+{
+	__typeof__(&cuStreamIsCapturing) ask = order.per_thread
+						       ? VGPU_REAL(cuStreamIsCapturing_ptsz)
+						       : VGPU_REAL(cuStreamIsCapturing);
+	int status = CU_STREAM_CAPTURE_STATUS_NONE;
+
+	return ask && ask(order.stream, &status) == CUDA_SUCCESS &&
+	       status != CU_STREAM_CAPTURE_STATUS_NONE;
+}
+
+/* Waits for a stream, so that what it frees can be had. A capture elsewhere in the
+ * process must not be spoilt by a call that its program never made. */
+static bool wait_for(void *argument)
+{
+	struct order *order = argument;
+	__typeof__(&cuStreamSynchronize) synchronise = order->per_thread
+							       ? VGPU_REAL(cuStreamSynchronize_ptsz)
+							       : VGPU_REAL(cuStreamSynchronize);
+	__typeof__(&cuThreadExchangeStreamCaptureMode) exchange =
+		VGPU_REAL(cuThreadExchangeStreamCaptureMode);
+	int mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+	bool exchanged = exchange && exchange(&mode) == CUDA_SUCCESS;
+	bool waited = synchronise && synchronise(order->stream) == CUDA_SUCCESS;
+
+	if (exchanged)
+		exchange(&mode);
+	if (waited)
+		vgpu_pools_synchronised(vgpu_stream_name(order->stream, order->per_thread),
+					NO_DEVICE);
+	return waited;
+}
+
+/* ---- which pool */
+
+/* Neither made here nor a default one: it says itself where it is, or it counts to
+ * the stream's card. Too much rather than nothing. */
+static CUdevice device_of_stranger(CUmemoryPool pool, CUstream stream)
 {
 	__typeof__(&cuDeviceGetDefaultMemPool) get_default = VGPU_REAL(cuDeviceGetDefaultMemPool);
-	struct vgpu_pointer entry;
 	CUmemoryPool candidate;
 
-	if (vgpu_pointer_find(VGPU_POOLS, (uintptr_t)pool, &entry))
-		return (CUdevice)(int64_t)entry.owner;
 	for (CUdevice device = 0; get_default && get_default(&candidate, device) == CUDA_SUCCESS;
 	     device++)
-		if (candidate == pool) {
-			note_pool(pool, device);
+		if (candidate == pool)
 			return device;
-		}
 	return device_of_stream(stream);
 }
 
-/* Before the driver's call. No card: nothing to charge. */
-static CUresult before(struct vgpu_pointer *pointer, CUdevice device, size_t bytes)
+/* NULL: not to be charged. */
+static CUresult pool_of(CUmemoryPool handle, CUstream stream, struct vgpu_pool **pool)
 {
-	pointer->card = vgpu_card_of_device(device);
-	if (!pointer->card)
-		return CUDA_SUCCESS;
-	pointer->bytes = vgpu_charge_of(bytes);
-	pointer->context = vgpu_primary_context(device);
-	return vgpu_charge(pointer->card, pointer->bytes);
+	CUdevice device;
+
+	*pool = vgpu_pool_find(VGPU_MEMORY_POOL, (uintptr_t)handle);
+	if (!*pool) {
+		device = device_of_stranger(handle, stream);
+		*pool = vgpu_pool_add(VGPU_MEMORY_POOL, (uintptr_t)handle, device);
+	}
+	if (!*pool)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	if (!vgpu_pool_card(*pool))
+		*pool = NULL;
+	return CUDA_SUCCESS;
 }
 
-static CUresult allocate(int real_index, CUdeviceptr *pointer, size_t bytes, CUstream stream)
+static CUresult pool_of_stream(CUstream stream, struct vgpu_pool **pool)
+{
+	__typeof__(&cuDeviceGetMemPool) get_pool = VGPU_REAL(cuDeviceGetMemPool);
+	CUmemoryPool handle;
+
+	*pool = NULL;
+	if (!get_pool || get_pool(&handle, device_of_stream(stream)) != CUDA_SUCCESS)
+		return CUDA_SUCCESS; /* the driver will say why */
+	return pool_of(handle, stream, pool);
+}
+
+/* ---- allocating */
+
+/* What the driver gave goes back to it. */
+static CUresult undo(struct vgpu_pool *pool, CUdeviceptr address, struct order order)
+{
+	__typeof__(&cuMemFreeAsync) give =
+		order.per_thread ? VGPU_REAL(cuMemFreeAsync_ptsz) : VGPU_REAL(cuMemFreeAsync);
+
+	if (give)
+		give(address, order.stream);
+	wait_for(&order);
+	vgpu_pool_undo(pool);
+	return vgpu_refuse(vgpu_pool_card(pool), 0);
+}
+
+static CUresult note(struct vgpu_pool *pool, uint64_t reserved, CUresult result,
+		     CUdeviceptr address, struct order order)
+{
+	struct vgpu_pointer entry = {.address = address,
+				     .card = vgpu_pool_card(pool),
+				     .context = vgpu_primary_context(vgpu_pool_device(pool)),
+				     .owner = (uintptr_t)pool};
+	bool granted = vgpu_pool_leave(pool, reserved, result == CUDA_SUCCESS);
+
+	if (result == CUDA_ERROR_OUT_OF_MEMORY)
+		vgpu_count_driver_oom(entry.card);
+	if (result != CUDA_SUCCESS)
+		return result;
+	if (!granted || vgpu_pointer_add(VGPU_POINTERS, &entry) != 0)
+		return undo(pool, address, order);
+	return CUDA_SUCCESS;
+}
+
+static CUresult allocate(int real_index, CUdeviceptr *pointer, size_t bytes, struct order order)
 {
 	__typeof__(&cuMemAllocAsync) real = (__typeof__(&cuMemAllocAsync))vgpu_real_at(real_index);
-	struct vgpu_pointer entry = {0};
+	struct vgpu_pool *pool;
 	CUdeviceptr address = 0;
+	uint64_t reserved = 0;
 	CUresult result;
 
 	if (!real)
 		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
 	if (vgpu_state() == VGPU_BROKEN)
 		return CUDA_ERROR_NOT_INITIALIZED;
-	if (vgpu_state() == VGPU_OFF || !pointer || !bytes)
-		return real(pointer, bytes, stream); /* in the driver's own words */
-	result = before(&entry, device_of_stream(stream), bytes);
+	if (vgpu_state() == VGPU_OFF || !pointer || !bytes || is_captured(order))
+		return real(pointer, bytes, order.stream); /* in the driver's own words */
+	result = pool_of_stream(order.stream, &pool);
+	if (result == CUDA_SUCCESS && !pool)
+		return real(pointer, bytes, order.stream);
+	if (result == CUDA_SUCCESS)
+		result = vgpu_pool_enter(pool, bytes, wait_for, &order, &reserved);
 	if (result != CUDA_SUCCESS)
 		return result;
-	result = real(&address, bytes, stream);
-	entry.address = address;
-	result = vgpu_charged(&entry, result);
+	result = real(&address, bytes, order.stream);
+	result = note(pool, reserved, result, address, order);
 	if (result == CUDA_SUCCESS)
 		*pointer = address;
 	return result;
 }
 
-static CUresult allocate_from(int real_index, CUdeviceptr *pointer, size_t bytes, CUmemoryPool pool,
-			      CUstream stream)
+static CUresult allocate_from(int real_index, CUdeviceptr *pointer, size_t bytes,
+			      CUmemoryPool handle, struct order order)
 {
 	__typeof__(&cuMemAllocFromPoolAsync) real =
 		(__typeof__(&cuMemAllocFromPoolAsync))vgpu_real_at(real_index);
-	struct vgpu_pointer entry = {0};
+	struct vgpu_pool *pool;
 	CUdeviceptr address = 0;
+	uint64_t reserved = 0;
 	CUresult result;
 
 	if (!real)
 		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
 	if (vgpu_state() == VGPU_BROKEN)
 		return CUDA_ERROR_NOT_INITIALIZED;
-	if (vgpu_state() == VGPU_OFF || !pointer || !bytes || !pool)
-		return real(pointer, bytes, pool, stream);
-	result = before(&entry, device_of_pool(pool, stream), bytes);
+	if (vgpu_state() == VGPU_OFF || !pointer || !bytes || !handle || is_captured(order))
+		return real(pointer, bytes, handle, order.stream);
+	result = pool_of(handle, order.stream, &pool);
+	if (result == CUDA_SUCCESS && !pool)
+		return real(pointer, bytes, handle, order.stream);
+	if (result == CUDA_SUCCESS)
+		result = vgpu_pool_enter(pool, bytes, wait_for, &order, &reserved);
 	if (result != CUDA_SUCCESS)
 		return result;
-	result = real(&address, bytes, pool, stream);
-	entry.address = address;
-	result = vgpu_charged(&entry, result);
+	result = real(&address, bytes, handle, order.stream);
+	result = note(pool, reserved, result, address, order);
 	if (result == CUDA_SUCCESS)
 		*pointer = address;
 	return result;
 }
 
+/* ---- freeing */
+
 /* The entry leaves the table before the driver frees: see cuMemFree_v2. */
-static CUresult give_back(int real_index, CUdeviceptr pointer, CUstream stream)
+static CUresult give_back(int real_index, CUdeviceptr pointer, struct order order)
 {
 	__typeof__(&cuMemFreeAsync) real = (__typeof__(&cuMemFreeAsync))vgpu_real_at(real_index);
 	struct vgpu_pointer entry;
@@ -142,10 +238,12 @@ static CUresult give_back(int real_index, CUdeviceptr pointer, CUstream stream)
 
 	if (!real)
 		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
+	if (vgpu_state() != VGPU_ON || is_captured(order))
+		return real(pointer, order.stream);
 	known = vgpu_pointer_take(VGPU_POINTERS, pointer, &entry);
-	result = real(pointer, stream);
+	result = real(pointer, order.stream);
 	if (known && result == CUDA_SUCCESS)
-		vgpu_release(entry.card, entry.bytes);
+		vgpu_pointer_freed(&entry, vgpu_stream_name(order.stream, order.per_thread));
 	else if (known)
 		vgpu_pointer_add(VGPU_POINTERS, &entry);
 	return result;
@@ -153,66 +251,95 @@ static CUresult give_back(int real_index, CUdeviceptr pointer, CUstream stream)
 
 VGPU_EXPORT CUresult cuMemAllocAsync(CUdeviceptr *pointer, size_t bytes, CUstream stream)
 {
-	return allocate(VGPU_REAL_cuMemAllocAsync, pointer, bytes, stream);
+	return allocate(VGPU_REAL_cuMemAllocAsync, pointer, bytes, (struct order){stream, false});
 }
 
 VGPU_EXPORT CUresult cuMemAllocAsync_ptsz(CUdeviceptr *pointer, size_t bytes, CUstream stream)
 {
-	return allocate(VGPU_REAL_cuMemAllocAsync_ptsz, pointer, bytes, stream);
+	return allocate(VGPU_REAL_cuMemAllocAsync_ptsz, pointer, bytes,
+			(struct order){stream, true});
 }
 
 VGPU_EXPORT CUresult cuMemAllocFromPoolAsync(CUdeviceptr *pointer, size_t bytes, CUmemoryPool pool,
 					     CUstream stream)
 {
-	return allocate_from(VGPU_REAL_cuMemAllocFromPoolAsync, pointer, bytes, pool, stream);
+	return allocate_from(VGPU_REAL_cuMemAllocFromPoolAsync, pointer, bytes, pool,
+			     (struct order){stream, false});
 }
 
 VGPU_EXPORT CUresult cuMemAllocFromPoolAsync_ptsz(CUdeviceptr *pointer, size_t bytes,
 						  CUmemoryPool pool, CUstream stream)
 {
-	return allocate_from(VGPU_REAL_cuMemAllocFromPoolAsync_ptsz, pointer, bytes, pool, stream);
+	return allocate_from(VGPU_REAL_cuMemAllocFromPoolAsync_ptsz, pointer, bytes, pool,
+			     (struct order){stream, true});
 }
 
 VGPU_EXPORT CUresult cuMemFreeAsync(CUdeviceptr pointer, CUstream stream)
 {
-	return give_back(VGPU_REAL_cuMemFreeAsync, pointer, stream);
+	return give_back(VGPU_REAL_cuMemFreeAsync, pointer, (struct order){stream, false});
 }
 
 VGPU_EXPORT CUresult cuMemFreeAsync_ptsz(CUdeviceptr pointer, CUstream stream)
 {
-	return give_back(VGPU_REAL_cuMemFreeAsync_ptsz, pointer, stream);
+	return give_back(VGPU_REAL_cuMemFreeAsync_ptsz, pointer, (struct order){stream, true});
+}
+
+/* ---- pools */
+
+static CUdevice device_of_props(const CUmemPoolProps *props)
+{
+	CUdevice device = vgpu_device_of_location(&props->location);
+
+	return device < 0 ? HOST_MEMORY : device;
 }
 
 VGPU_EXPORT CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *props)
 {
 	__typeof__(&cuMemPoolCreate) real = VGPU_REAL(cuMemPoolCreate);
+	__typeof__(&cuMemPoolDestroy) destroy = VGPU_REAL(cuMemPoolDestroy);
+	CUmemoryPool fresh = NULL;
 	CUresult result;
 
 	if (!real)
 		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
-	result = real(pool, props);
-	if (result != CUDA_SUCCESS || vgpu_state() != VGPU_ON || !pool || !props)
+	if (vgpu_state() != VGPU_ON || !pool || !props)
+		return real(pool, props);
+	result = real(&fresh, props);
+	if (result != CUDA_SUCCESS)
 		return result;
-	if (vgpu_device_of_location(&props->location) >= 0)
-		note_pool(*pool, vgpu_device_of_location(&props->location));
-	else if (props->location.type >= CU_MEM_LOCATION_TYPE_HOST &&
-		 props->location.type <= CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT)
-		note_pool(*pool, HOST_MEMORY);
-	return result;
+	if (!vgpu_pool_add(VGPU_MEMORY_POOL, (uintptr_t)fresh, device_of_props(props))) {
+		if (destroy)
+			destroy(fresh);
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	}
+	*pool = fresh;
+	return CUDA_SUCCESS;
 }
 
 VGPU_EXPORT CUresult cuMemPoolDestroy(CUmemoryPool pool)
 {
 	__typeof__(&cuMemPoolDestroy) real = VGPU_REAL(cuMemPoolDestroy);
-	struct vgpu_pointer entry;
-	bool known;
+	struct vgpu_pool *books;
 	CUresult result;
 
 	if (!real)
 		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
-	known = vgpu_pointer_take(VGPU_POOLS, (uintptr_t)pool, &entry);
+	books = vgpu_state() == VGPU_ON ? vgpu_pool_end(pool) : NULL;
 	result = real(pool);
-	if (known && result != CUDA_SUCCESS)
-		vgpu_pointer_add(VGPU_POOLS, &entry);
+	if (books)
+		vgpu_pool_ended(books, result == CUDA_SUCCESS);
+	return result;
+}
+
+VGPU_EXPORT CUresult cuMemPoolTrimTo(CUmemoryPool pool, size_t keep)
+{
+	__typeof__(&cuMemPoolTrimTo) real = VGPU_REAL(cuMemPoolTrimTo);
+	CUresult result;
+
+	if (!real)
+		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
+	result = real(pool, keep);
+	if (result == CUDA_SUCCESS && vgpu_state() == VGPU_ON)
+		vgpu_pools_synchronised(0, NO_DEVICE);
 	return result;
 }

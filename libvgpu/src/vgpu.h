@@ -134,6 +134,9 @@ struct vgpu_card *vgpu_card_of_nvml(nvmlDevice_t device);
 /* ---- account.c: 0 or -ENOMEM */
 int vgpu_reserve(struct vgpu_card *card, uint64_t bytes);
 void vgpu_release(struct vgpu_card *card, uint64_t bytes);
+void vgpu_give_back(struct vgpu_card *card, uint64_t bytes); /* not counted as a free */
+void vgpu_count_anyway(struct vgpu_card *card, uint64_t bytes);
+void vgpu_count_refused(struct vgpu_card *card);
 void vgpu_count_driver_oom(struct vgpu_card *card);
 void vgpu_count_unhooked(void);
 /* false = the card is not limited; else its limit and what is used of it */
@@ -145,7 +148,10 @@ CUcontext vgpu_primary_context(CUdevice device);
 /* ---- mem_alloc.c */
 struct vgpu_pointer;
 uint64_t vgpu_charge_of(uint64_t bytes);
+int vgpu_try_charge(struct vgpu_card *card, uint64_t charge); /* 0 or -ENOMEM */
 CUresult vgpu_charge(struct vgpu_card *card, uint64_t charge);
+CUresult vgpu_refuse(struct vgpu_card *card, uint64_t charge);
+void vgpu_pointer_freed(const struct vgpu_pointer *entry, uint64_t stream);
 CUresult vgpu_charged(const struct vgpu_pointer *pointer, CUresult result);
 
 /* ---- pointers.c: what each device pointer was charged */
@@ -154,7 +160,6 @@ enum vgpu_table {
 	VGPU_HANDLES, /* these three: see mem_virtual.c */
 	VGPU_MAPPINGS,
 	VGPU_ALLOCATIONS,
-	VGPU_POOLS, /* see mem_async.c */
 	VGPU_TABLE_COUNT,
 };
 struct vgpu_pointer {
@@ -162,7 +167,8 @@ struct vgpu_pointer {
 	uint64_t bytes;
 	CUcontext context;
 	struct vgpu_card *card;
-	uint64_t owner, count;
+	uint64_t owner; /* of a pointer: its struct vgpu_pool */
+	uint64_t count;
 };
 int vgpu_pointer_add(enum vgpu_table table, const struct vgpu_pointer *pointer);
 bool vgpu_pointer_take(enum vgpu_table table, uint64_t address, struct vgpu_pointer *pointer);
@@ -171,6 +177,34 @@ bool vgpu_pointer_find_around(enum vgpu_table table, uint64_t address,
 			      struct vgpu_pointer *pointer);
 bool vgpu_pointer_take_context(CUcontext context, struct vgpu_pointer *pointer);
 void vgpu_pointer_forget_all(void);
+
+/* ---- pools.c: what pools of memory hold */
+struct vgpu_pool;
+enum vgpu_pool_kind {
+	VGPU_MEMORY_POOL, /* by its handle */
+	VGPU_GRAPH_POOL,  /* by its device */
+};
+#define VGPU_ALL_STREAMS UINT64_MAX
+struct vgpu_pool *vgpu_pool_find(enum vgpu_pool_kind kind, uint64_t handle);
+struct vgpu_pool *vgpu_pool_add(enum vgpu_pool_kind kind, uint64_t handle, CUdevice device);
+struct vgpu_card *vgpu_pool_card(const struct vgpu_pool *pool);
+CUdevice vgpu_pool_device(const struct vgpu_pool *pool);
+CUresult vgpu_pool_enter(struct vgpu_pool *pool, uint64_t bytes, bool (*wait)(void *),
+			 void *argument, uint64_t *reserved);
+bool vgpu_pool_leave(struct vgpu_pool *pool, uint64_t reserved, bool allocated);
+void vgpu_pool_undo(struct vgpu_pool *pool);
+void vgpu_pool_freed(struct vgpu_pool *pool, uint64_t stream);
+void vgpu_pool_bury(struct vgpu_card *card, CUdevice device, uint64_t bytes, uint64_t stream);
+struct vgpu_pool *vgpu_pool_end(CUmemoryPool handle);
+void vgpu_pool_ended(struct vgpu_pool *pool, bool success);
+bool vgpu_pools_trim(const struct vgpu_card *card);
+void vgpu_pools_synchronised(uint64_t stream, CUdevice device);
+void vgpu_pools_device_ended(CUdevice device);
+void vgpu_pools_forget_all(void);
+
+/* ---- mem_async.c */
+CUdevice vgpu_current_device(void);
+uint64_t vgpu_stream_name(CUstream stream, bool per_thread);
 
 /* ---- mem_virtual.c */
 void vgpu_virtual_forget_all(void);

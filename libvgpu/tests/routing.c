@@ -33,6 +33,12 @@ static const char *const cuda_names[] = {"cuInit",
 					 "cuMemFreeAsync_ptsz",
 					 "cuMemPoolCreate",
 					 "cuMemPoolDestroy",
+					 "cuMemPoolTrimTo",
+					 "cuCtxSynchronize",
+					 "cuCtxSynchronize_v2",
+					 "cuStreamSynchronize",
+					 "cuStreamSynchronize_ptsz",
+					 "cuEventSynchronize",
 					 "cuMemGetInfo",
 					 "cuMemGetInfo_v2",
 					 "cuDeviceTotalMem",
@@ -95,6 +101,10 @@ static void by_procaddress(void)
 		     {"cuMemUnmap", "cuMemUnmap", 10020},
 		     {"cuMemPoolCreate", "cuMemPoolCreate", 11020},
 		     {"cuMemPoolDestroy", "cuMemPoolDestroy", 11020},
+		     {"cuMemPoolTrimTo", "cuMemPoolTrimTo", 11020},
+		     {"cuCtxSynchronize", "cuCtxSynchronize", 2000},
+		     {"cuCtxSynchronize", "cuCtxSynchronize_v2", 13000},
+		     {"cuEventSynchronize", "cuEventSynchronize", 2000},
 		     {"cuMemGetInfo", "cuMemGetInfo_v2", 11030},
 		     {"cuDeviceTotalMem", "cuDeviceTotalMem_v2", 13000},
 		     {"cuGetProcAddress", "cuGetProcAddress", 11030},
@@ -104,7 +114,7 @@ static void by_procaddress(void)
 		     {"cuDevicePrimaryCtxRelease", "cuDevicePrimaryCtxRelease", 10000},
 		     {"cuDevicePrimaryCtxRelease", "cuDevicePrimaryCtxRelease_v2", 11000}};
 	static const char *const per_thread[] = {"cuMemAllocAsync", "cuMemAllocFromPoolAsync",
-						 "cuMemFreeAsync"};
+						 "cuMemFreeAsync", "cuStreamSynchronize"};
 	void *function = NULL;
 	int status = -1;
 
@@ -128,7 +138,7 @@ static void by_procaddress(void)
 			OK(cuGetProcAddress_v2(per_thread[i], &function, 13000, flags, &status));
 			CHECK(function == dlsym(RTLD_DEFAULT, flags == 2 ? name : per_thread[i]));
 		}
-		OK(cuGetProcAddress_v2(per_thread[i], &function, 11010, 2, &status));
+		OK(cuGetProcAddress_v2(per_thread[i], &function, 1000, 2, &status));
 		CHECK(!function && status == 2);
 	}
 	/* The driver's refusals stay as they are. */

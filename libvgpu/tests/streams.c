@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Memory in the order of a stream: charged to the card of the pool or of the
- * stream, and given back by whichever function frees it. */
+ * stream, in whole steps of the pool, until the pool gives it back. */
 #include "world.h"
 
 static struct channel talk;
@@ -26,21 +26,24 @@ static void limit(void)
 	IS(cuMemAllocAsync(NULL, MIB, stream), CUDA_ERROR_INVALID_VALUE);
 	IS(cuMemAllocAsync(&refused, SIZE_MAX, stream), CUDA_ERROR_OUT_OF_MEMORY);
 	IS(refused, 0xabc);
+	IS(world_region("uid_gpu")->devices[0].oom_count, 4);
 	OK(cuMemAllocAsync_ptsz(&rest, 2 * MIB, NULL));
 	IS(used("uid_gpu"), 3000 * MIB);
 	OK(cuMemFreeAsync_ptsz(rest, NULL));
 	OK(cuMemFreeAsync(pointer, stream));
+	OK(cuStreamSynchronize(stream));
 	IS(used("uid_gpu"), 0);
 	IS(cuMemFreeAsync(pointer, stream), CUDA_ERROR_INVALID_VALUE);
 	IS(cuMemFreeAsync(0x1234, stream), CUDA_ERROR_INVALID_VALUE);
 	/* Either kind of memory may be freed either way. */
 	OK(cuMemAllocAsync(&pointer, 100 * MIB, stream));
 	OK(cuMemFree_v2(pointer));
-	IS(used("uid_gpu"), 0);
 	OK(cuMemFreeAsync(must_alloc(100), stream));
+	OK(cuStreamSynchronize(stream));
 	IS(used("uid_gpu"), 0);
 	IS(cuMemFree_v2(pointer), CUDA_ERROR_INVALID_VALUE);
 	IS(used("uid_gpu"), 0);
+	IS(card_used(0), 0);
 }
 
 static void pools(void)
@@ -67,9 +70,12 @@ static void pools(void)
 	IS(cuMemAllocFromPoolAsync(&refused, MIB, made, NULL), CUDA_ERROR_INVALID_VALUE);
 	IS(used("uid_second"), 90 * MIB);
 	OK(cuMemFreeAsync(first, NULL));
+	IS(used("uid_second"), 90 * MIB); /* until the stream is known to be there */
 	OK(cuMemFree_v2(second));
+	OK(cuStreamSynchronize(NULL));
 	IS(used("uid_second"), 0);
 	IS(used("uid_gpu"), 0);
+	IS(card_used(1), 0);
 	/* The host's memory is no card's: whatever the driver says, it is not refused here. */
 	props.location.type = CU_MEM_LOCATION_TYPE_HOST;
 	OK(cuMemPoolCreate(&host, &props));
@@ -77,10 +83,101 @@ static void pools(void)
 	IS(used("uid_gpu"), 0);
 }
 
+/* Makes the stream's memory stay in use for a while. */
+static void occupy(CUstream stream, uint64_t ms)
+{
+	uint64_t ns = ms * 1000000;
+	void *params[] = {&ns};
+	CUmodule module;
+	CUfunction busy;
+
+	OK(cuModuleLoadData(&module, "x"));
+	OK(cuModuleGetFunction(&busy, module, "busy_ns"));
+	OK(cuLaunchKernel(busy, 1, 1, 1, 1, 1, 1, 0, stream, params, NULL));
+}
+
+static void kept(void)
+{
+	cuuint64_t threshold = 1000 * MIB, reserved;
+	CUdeviceptr pointer, other, refused = 0xabc;
+	CUmemoryPool pool;
+	CUstream stream;
+
+	use_gpu();
+	OK(cuStreamCreate(&stream, 0));
+	OK(cuDeviceGetMemPool(&pool, 0));
+	/* Freed by a stream that is not there yet: what it holds cannot be had twice. */
+	OK(cuMemAllocAsync(&pointer, 2000 * MIB, stream));
+	occupy(stream, 100);
+	OK(cuMemFreeAsync(pointer, stream));
+	IS(used("uid_gpu"), 2000 * MIB);
+	IS(cuMemAlloc_v2(&refused, 1002 * MIB), CUDA_ERROR_OUT_OF_MEMORY);
+	/* The same stream may use it again at once. */
+	OK(cuMemAllocAsync(&pointer, 2000 * MIB, stream));
+	IS(used("uid_gpu"), 2000 * MIB);
+	occupy(stream, 50);
+	OK(cuMemFreeAsync(pointer, stream));
+	OK(cuStreamSynchronize(stream));
+	IS(used("uid_gpu"), 0);
+	/* The program keeps memory beyond a synchronisation ... */
+	OK(cuMemPoolSetAttribute(pool, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, &threshold));
+	OK(cuMemAllocAsync(&pointer, 500 * MIB, stream));
+	OK(cuMemAllocAsync(&other, 400 * MIB, stream));
+	OK(cuMemFreeAsync(pointer, stream));
+	OK(cuMemFreeAsync(other, stream));
+	OK(cuCtxSynchronize());
+	IS(used("uid_gpu"), 900 * MIB);
+	IS(card_used(0), 900 * MIB);
+	OK(cuMemPoolTrimTo(pool, 450 * MIB));
+	OK(cuMemPoolGetAttribute(pool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &reserved));
+	IS(used("uid_gpu"), reserved);
+	/* ... but not beyond an allocation that needs it. */
+	pointer = must_alloc(3000);
+	IS(used("uid_gpu"), 3000 * MIB);
+	IS(card_used(0), 3000 * MIB);
+	OK(cuMemFree_v2(pointer));
+	IS(used("uid_gpu"), 0);
+	/* Memory of cuMemAlloc that a stream frees stays charged as long. */
+	pointer = must_alloc(2000);
+	occupy(stream, 50);
+	OK(cuMemFreeAsync(pointer, stream));
+	IS(cuMemAlloc_v2(&refused, 1002 * MIB), CUDA_ERROR_OUT_OF_MEMORY);
+	OK(cuStreamSynchronize(NULL));
+	IS(used("uid_gpu"), 2000 * MIB);
+	OK(cuStreamSynchronize(stream));
+	IS(used("uid_gpu"), 0);
+	IS(refused, 0xabc);
+	CHECK(card_peak(0) <= 3000 * MIB);
+}
+
+/* A pool that was filled and emptied serves small pieces of its one segment. */
+static void primed(void)
+{
+	cuuint64_t threshold = UINT64_MAX;
+	CUdeviceptr whole, pieces[30];
+	CUmemoryPool pool;
+
+	use_gpu();
+	OK(cuDeviceGetDefaultMemPool(&pool, 0));
+	OK(cuMemPoolSetAttribute(pool, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, &threshold));
+	OK(cuMemAllocAsync(&whole, 3000 * MIB, NULL));
+	OK(cuMemFreeAsync(whole, NULL));
+	for (int i = 0; i < 30; i++) {
+		OK(cuMemAllocAsync(&pieces[i], 100 * MIB, NULL));
+		CHECK(used("uid_gpu") <= 3000 * MIB);
+	}
+	IS(cuMemAllocAsync(&whole, 1, NULL), CUDA_ERROR_OUT_OF_MEMORY);
+	for (int i = 0; i < 30; i++)
+		OK(cuMemFreeAsync(pieces[i], NULL));
+	OK(cuMemPoolTrimTo(pool, 0));
+	IS(used("uid_gpu"), 0);
+	CHECK(card_peak(0) <= 3000 * MIB);
+}
+
 static void contexts(void)
 {
 	CUcontext primary, own, current;
-	CUdeviceptr pointer, kept, refused = 0xabc;
+	CUdeviceptr pointer, lost, refused = 0xabc;
 	CUstream stream;
 
 	use_gpu();
@@ -99,13 +196,14 @@ static void contexts(void)
 	OK(cuCtxDestroy_v2(own));
 	IS(used("uid_second"), 60 * MIB);
 	OK(cuMemFreeAsync(pointer, NULL));
+	OK(cuStreamSynchronize(NULL));
 	IS(used("uid_second"), 0);
-	OK(cuMemAllocAsync(&kept, 60 * MIB, NULL));
+	OK(cuMemAllocAsync(&lost, 60 * MIB, NULL));
 	IS(used("uid_gpu"), 60 * MIB);
 	OK(cuDevicePrimaryCtxReset_v2(0));
 	IS(used("uid_gpu"), 0);
 	use_gpu();
-	IS(cuMemFreeAsync(kept, NULL), CUDA_ERROR_INVALID_VALUE);
+	IS(cuMemFreeAsync(lost, NULL), CUDA_ERROR_INVALID_VALUE);
 	IS(used("uid_gpu"), 0);
 }
 
@@ -139,6 +237,8 @@ int main(void)
 	channel_open(&talk);
 	OK(in_child(limit));
 	OK(in_child(pools));
+	OK(in_child(kept));
+	OK(in_child(primed));
 	OK(in_child(contexts));
 	child = start_child(hold);
 	channel_hear(talk.up[0]);

@@ -128,6 +128,22 @@ CUdeviceptr must_alloc(uint64_t mib)
 	return pointer;
 }
 
+uint64_t card_used(int card)
+{
+	uint64_t used, peak;
+
+	simCardUse(card, &used, &peak);
+	return used;
+}
+
+uint64_t card_peak(int card)
+{
+	uint64_t used, peak;
+
+	simCardUse(card, &used, &peak);
+	return peak;
+}
+
 int start_child(void (*function)(void))
 {
 	int pid = fork();

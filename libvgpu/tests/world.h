@@ -52,6 +52,12 @@ struct vgpu_region *world_region(const char *name);
 void use_gpu(void);
 CUdeviceptr must_alloc(uint64_t mib);
 
+/* What all processes use of a card, and the most that they ever did, as the
+ * simulated driver knows it. */
+void simCardUse(int card, uint64_t *used, uint64_t *peak);
+uint64_t card_used(int card);
+uint64_t card_peak(int card);
+
 /* Runs the function in a child; returns its exit code, or 128 + signal. */
 int in_child(void (*function)(void));
 int start_child(void (*function)(void));
