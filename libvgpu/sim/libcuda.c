@@ -16,6 +16,7 @@
 #include <string.h>
 #include <strings.h>
 
+#include "arrays.h"
 #include "pools.h"
 #include "state.h"
 
@@ -90,6 +91,7 @@ SIM CUresult cuInit(unsigned int flags)
 	pthread_mutex_lock(&sim_mutex);
 	if (!initialised) {
 		enumerate();
+		sim_pools_start();
 		result = device_count ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE;
 		initialised = result == CUDA_SUCCESS;
 		if (initialised && !atfork_set) {
@@ -323,6 +325,7 @@ static CUresult start(CUcontext context, CUdevice device, unsigned int flags)
 static void finish(CUcontext context)
 {
 	sim_free_all(context);
+	sim_arrays_end(context);
 	if (context->primary)
 		sim_pools_end(context->device);
 	sim_context(context->card, -1);

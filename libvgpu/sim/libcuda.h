@@ -32,6 +32,7 @@ bool sim_mapped(CUdeviceptr start, size_t bytes); /* with sim_mutex held */
 void sim_free_all(CUcontext context);             /* with sim_mutex held */
 /* Frees memory of cuMemAlloc when its stream gets there; with sim_mutex held. */
 CUresult sim_free_late(CUdeviceptr pointer, uint64_t when_ns);
-void sim_reap_late(void); /* with sim_mutex held */
+int sim_take_from_card(int card, size_t bytes); /* with sim_mutex held */
+void sim_reap_late(void);                       /* with sim_mutex held */
 
 #endif

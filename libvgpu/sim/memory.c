@@ -77,7 +77,7 @@ CUresult sim_free_late(CUdeviceptr pointer, uint64_t when_ns)
 }
 
 /* Short of memory, the driver takes back what pools keep. */
-static int take_from_card(int card, size_t bytes)
+int sim_take_from_card(int card, size_t bytes)
 {
 	int error = sim_alloc(card, bytes);
 
@@ -111,7 +111,7 @@ static CUresult allocate_on(int card, CUcontext owner, CUdeviceptr *pointer, siz
 		capacity = bigger;
 	}
 	sim_reap_late();
-	error = take_from_card(card, charge_of(bytes));
+	error = sim_take_from_card(card, charge_of(bytes));
 	if (error != 0) {
 		result = error == -ENOMEM ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_OPERATING_SYSTEM;
 	} else {

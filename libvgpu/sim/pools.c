@@ -60,10 +60,16 @@ static bool usable(CUmemoryPool pool)
 	return pool && (pool->kind == STANDARD || pool->alive);
 }
 
+void sim_pools_start(void)
+{
+	for (int i = 0; i < SIM_CARDS; i++) {
+		default_pools[i].device = graph_pools[i].device = i;
+		graph_pools[i].kind = GRAPHS;
+	}
+}
+
 CUmemoryPool sim_graph_pool(CUdevice device)
 {
-	graph_pools[device].kind = GRAPHS;
-	graph_pools[device].device = device;
 	return &graph_pools[device];
 }
 
@@ -308,10 +314,7 @@ SIM CUresult cuDeviceGetDefaultMemPool(CUmemoryPool *pool, CUdevice device)
 		return CUDA_ERROR_INVALID_VALUE;
 	if (sim_card_of(device) < 0)
 		return CUDA_ERROR_INVALID_DEVICE;
-	pthread_mutex_lock(&sim_mutex);
 	*pool = &default_pools[device];
-	(*pool)->device = device;
-	pthread_mutex_unlock(&sim_mutex);
 	return CUDA_SUCCESS;
 }
 

@@ -8,6 +8,7 @@
 
 #include "libcuda.h"
 
+void sim_pools_start(void);
 /* What a device's graphs allocate from; no program has its handle. */
 CUmemoryPool sim_graph_pool(CUdevice device);
 uint64_t sim_pool_figure(CUmemoryPool pool, int attribute);

@@ -9,7 +9,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "libcuda.h"
+#include "arrays.h"
 #include "state.h"
 
 #define GRANULE ((size_t)2 << 20)
@@ -88,6 +88,23 @@ static void drop_unused(struct memory *memory)
 		sim_free(memory->card, memory->bytes);
 	close(memory->fd);
 	free(memory);
+}
+
+void *sim_tile_map(CUmemGenericAllocationHandle handle)
+{
+	struct memory *memory = find(handle);
+
+	if (memory)
+		memory->mappings++;
+	return memory;
+}
+
+void sim_tile_unmap(void *memory)
+{
+	struct memory *mapped = memory;
+
+	mapped->mappings--;
+	drop_unused(mapped);
 }
 
 SIM CUresult cuMemGetAllocationGranularity(size_t *bytes, const CUmemAllocationProp *prop,

@@ -21,9 +21,11 @@ static void forget(CUcontext context)
 
 	if (!context || vgpu_state() != VGPU_ON)
 		return;
-	while (vgpu_pointer_take_context(context, &pointer))
+	while (vgpu_pointer_take_context(VGPU_POINTERS, context, &pointer))
 		if (!pointer.owner)
 			vgpu_release(pointer.card, pointer.bytes);
+	while (vgpu_pointer_take_context(VGPU_ARRAYS, context, &pointer))
+		vgpu_array_gone(&pointer);
 }
 
 static CUresult destroy(int real_index, CUcontext context)

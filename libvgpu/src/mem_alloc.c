@@ -25,7 +25,7 @@ uint64_t vgpu_charge_of(uint64_t bytes)
 	return (bytes + step - 1) / step * step;
 }
 
-static CUcontext current_context(void)
+CUcontext vgpu_current_context(void)
 {
 	__typeof__(&cuCtxGetCurrent) get_current = VGPU_REAL(cuCtxGetCurrent);
 	CUcontext context = NULL;
@@ -91,7 +91,7 @@ static CUresult after(struct vgpu_card *card, uint64_t charge, CUresult result, 
 	struct vgpu_pointer pointer = {.address = address, .bytes = charge, .card = card};
 
 	if (card && result == CUDA_SUCCESS)
-		pointer.context = current_context();
+		pointer.context = vgpu_current_context();
 	return vgpu_charged(&pointer, result);
 }
 

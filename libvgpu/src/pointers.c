@@ -136,12 +136,13 @@ bool vgpu_pointer_find(enum vgpu_table table, uint64_t address, struct vgpu_poin
 }
 
 /* Some pointer of a context that is gone. Contexts die rarely: a search will do. */
-bool vgpu_pointer_take_context(CUcontext context, struct vgpu_pointer *pointer)
+bool vgpu_pointer_take_context(enum vgpu_table table, CUcontext context,
+			       struct vgpu_pointer *pointer)
 {
 	bool found = false;
 
 	for (size_t s = 0; s < SHARDS && !found; s++) {
-		struct shard *shard = &shards[VGPU_POINTERS][s];
+		struct shard *shard = &shards[table][s];
 
 		vgpu_lock(&shard->lock);
 		for (size_t i = 0; i < shard->capacity && !found; i++) {

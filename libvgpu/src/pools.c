@@ -54,14 +54,20 @@ void vgpu_pools_forget_all(void)
 
 /* ---- finding them */
 
+static struct vgpu_pool *find(enum vgpu_pool_kind kind, uint64_t handle)
+{
+	for (unsigned int i = 0; i < top; i++)
+		if (pools[i].state == LIVE && pools[i].kind == kind && pools[i].handle == handle)
+			return &pools[i];
+	return NULL;
+}
+
 struct vgpu_pool *vgpu_pool_find(enum vgpu_pool_kind kind, uint64_t handle)
 {
-	struct vgpu_pool *found = NULL;
+	struct vgpu_pool *found;
 
 	vgpu_lock(&lock);
-	for (unsigned int i = 0; i < top && !found; i++)
-		if (pools[i].state == LIVE && pools[i].kind == kind && pools[i].handle == handle)
-			found = &pools[i];
+	found = find(kind, handle);
 	vgpu_unlock(&lock);
 	return found;
 }
@@ -77,15 +83,18 @@ static struct vgpu_pool *new_place(void)
 	return NULL;
 }
 
-/* NULL: there are too many. A pool without a card is not charged to anybody. */
+/* Or the one that another thread has added meanwhile. NULL: there are too many. A pool without a
+ * card is not charged to anybody. */
 struct vgpu_pool *vgpu_pool_add(enum vgpu_pool_kind kind, uint64_t handle, CUdevice device)
 {
 	struct vgpu_card *card = device < 0 ? NULL : vgpu_card_of_device(device);
 	struct vgpu_pool *pool;
 
 	vgpu_lock(&lock);
-	pool = new_place();
-	if (pool)
+	pool = find(kind, handle);
+	if (!pool)
+		pool = new_place();
+	if (pool && pool->state == FREE_PLACE)
 		*pool = (struct vgpu_pool){.handle = handle,
 					   .card = card,
 					   .device = device,

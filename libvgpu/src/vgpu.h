@@ -147,6 +147,7 @@ CUcontext vgpu_primary_context(CUdevice device);
 
 /* ---- mem_alloc.c */
 struct vgpu_pointer;
+CUcontext vgpu_current_context(void);
 uint64_t vgpu_charge_of(uint64_t bytes);
 int vgpu_try_charge(struct vgpu_card *card, uint64_t charge); /* 0 or -ENOMEM */
 CUresult vgpu_charge(struct vgpu_card *card, uint64_t charge);
@@ -157,9 +158,11 @@ CUresult vgpu_charged(const struct vgpu_pointer *pointer, CUresult result);
 /* ---- pointers.c: what each device pointer was charged */
 enum vgpu_table {
 	VGPU_POINTERS,
-	VGPU_HANDLES, /* these three: see mem_virtual.c */
+	VGPU_HANDLES, /* these four: see mem_virtual.c */
 	VGPU_MAPPINGS,
 	VGPU_ALLOCATIONS,
+	VGPU_TILES,
+	VGPU_ARRAYS, /* see arrays.c */
 	VGPU_TABLE_COUNT,
 };
 struct vgpu_pointer {
@@ -175,7 +178,8 @@ bool vgpu_pointer_take(enum vgpu_table table, uint64_t address, struct vgpu_poin
 bool vgpu_pointer_find(enum vgpu_table table, uint64_t address, struct vgpu_pointer *pointer);
 bool vgpu_pointer_find_around(enum vgpu_table table, uint64_t address,
 			      struct vgpu_pointer *pointer);
-bool vgpu_pointer_take_context(CUcontext context, struct vgpu_pointer *pointer);
+bool vgpu_pointer_take_context(enum vgpu_table table, CUcontext context,
+			       struct vgpu_pointer *pointer);
 void vgpu_pointer_forget_all(void);
 
 /* ---- pools.c: what pools of memory hold */
@@ -208,5 +212,9 @@ uint64_t vgpu_stream_name(CUstream stream, bool per_thread);
 
 /* ---- mem_virtual.c */
 void vgpu_virtual_forget_all(void);
+void vgpu_tiles_forget(uint64_t array);
+
+/* ---- arrays.c */
+void vgpu_array_gone(const struct vgpu_pointer *entry);
 
 #endif

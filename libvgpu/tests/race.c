@@ -90,12 +90,55 @@ static CUresult free_async(uint64_t piece)
 	return result ? result : cuStreamSynchronize(NULL);
 }
 
+static CUresult make_array(uint64_t *piece)
+{
+	CUDA_ARRAY_DESCRIPTOR what = {1024, 512, CU_AD_FORMAT_FLOAT, 1};
+	CUarray array = NULL;
+	CUresult result = cuArrayCreate_v2(&array, &what);
+
+	*piece = (uintptr_t)array;
+	return result;
+}
+
+static CUresult make_solid(uint64_t *piece)
+{
+	CUDA_ARRAY3D_DESCRIPTOR what = {64, 64, 128, CU_AD_FORMAT_FLOAT, 1, 0};
+	CUarray array = NULL;
+	CUresult result = cuArray3DCreate_v2(&array, &what);
+
+	*piece = (uintptr_t)array;
+	return result;
+}
+
+static CUresult drop_array(uint64_t piece)
+{
+	return cuArrayDestroy((CUarray)(uintptr_t)piece);
+}
+
+static CUresult make_levels(uint64_t *piece)
+{
+	CUDA_ARRAY3D_DESCRIPTOR what = {1024, 256, 0, CU_AD_FORMAT_FLOAT, 1, 0};
+	CUmipmappedArray array = NULL;
+	CUresult result = cuMipmappedArrayCreate(&array, &what, 4);
+
+	*piece = (uintptr_t)array;
+	return result;
+}
+
+static CUresult drop_levels(uint64_t piece)
+{
+	return cuMipmappedArrayDestroy((CUmipmappedArray)(uintptr_t)piece);
+}
+
 static const struct way ways[] = {
 	{"cuMemAlloc_v2", alloc, give_back},
 	{"cuMemAlloc", alloc_narrow, give_back},
 	{"cuMemAllocPitch_v2", alloc_rows, give_back},
 	{"cuMemAllocManaged", alloc_managed, give_back},
 	{"cuMemCreate", create, let_go},
+	{"cuArrayCreate_v2", make_array, drop_array},
+	{"cuArray3DCreate_v2", make_solid, drop_array},
+	{"cuMipmappedArrayCreate", make_levels, drop_levels},
 	{"cuMemAllocAsync", alloc_async, free_async},
 };
 static const struct way *way;

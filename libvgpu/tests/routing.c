@@ -25,6 +25,15 @@ static const char *const cuda_names[] = {"cuInit",
 					 "cuMemRetainAllocationHandle",
 					 "cuMemMap",
 					 "cuMemUnmap",
+					 "cuArrayCreate",
+					 "cuArrayCreate_v2",
+					 "cuArray3DCreate",
+					 "cuArray3DCreate_v2",
+					 "cuArrayDestroy",
+					 "cuMipmappedArrayCreate",
+					 "cuMipmappedArrayDestroy",
+					 "cuMemMapArrayAsync",
+					 "cuMemMapArrayAsync_ptsz",
 					 "cuMemAllocAsync",
 					 "cuMemAllocAsync_ptsz",
 					 "cuMemAllocFromPoolAsync",
@@ -99,6 +108,13 @@ static void by_procaddress(void)
 		     {"cuMemRetainAllocationHandle", "cuMemRetainAllocationHandle", 11000},
 		     {"cuMemMap", "cuMemMap", 10020},
 		     {"cuMemUnmap", "cuMemUnmap", 10020},
+		     {"cuArrayCreate", "cuArrayCreate", 3010},
+		     {"cuArrayCreate", "cuArrayCreate_v2", 3020},
+		     {"cuArray3DCreate", "cuArray3DCreate", 3010},
+		     {"cuArray3DCreate", "cuArray3DCreate_v2", 12000},
+		     {"cuArrayDestroy", "cuArrayDestroy", 2000},
+		     {"cuMipmappedArrayCreate", "cuMipmappedArrayCreate", 5000},
+		     {"cuMipmappedArrayDestroy", "cuMipmappedArrayDestroy", 5000},
 		     {"cuMemPoolCreate", "cuMemPoolCreate", 11020},
 		     {"cuMemPoolDestroy", "cuMemPoolDestroy", 11020},
 		     {"cuMemPoolTrimTo", "cuMemPoolTrimTo", 11020},
@@ -114,7 +130,8 @@ static void by_procaddress(void)
 		     {"cuDevicePrimaryCtxRelease", "cuDevicePrimaryCtxRelease", 10000},
 		     {"cuDevicePrimaryCtxRelease", "cuDevicePrimaryCtxRelease_v2", 11000}};
 	static const char *const per_thread[] = {"cuMemAllocAsync", "cuMemAllocFromPoolAsync",
-						 "cuMemFreeAsync", "cuStreamSynchronize"};
+						 "cuMemFreeAsync", "cuStreamSynchronize",
+						 "cuMemMapArrayAsync"};
 	void *function = NULL;
 	int status = -1;
 
