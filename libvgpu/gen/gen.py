@@ -29,6 +29,13 @@ def perfect_seed(names: list[str]) -> tuple[int, int]:
     sys.exit("no perfect hash found: raise the number of bits in gen.py")
 
 
+def answers(hook: dict) -> list[tuple[str, int, bool]]:
+    """Return what cuGetProcAddress answers with this function: base, since, ptsz."""
+    ptsz = hook.get("ptsz", False)
+    both = [hook, hook.get("also", {})]
+    return [(answer["base"], answer["since"], ptsz) for answer in both if "base" in answer]
+
+
 def check(hooks: list[dict], reals: list[dict]) -> None:
     seen: set[str] = set()
     variants: set[tuple] = set()
@@ -42,15 +49,14 @@ def check(hooks: list[dict], reals: list[dict]) -> None:
             sys.exit(f"hooks.toml: {name}: library must be one of {sorted(LIBRARIES)}")
         seen.add(name)
     for hook in hooks:
-        unknown = set(hook) - {"name", "library", "base", "since", "ptsz"}
+        unknown = set(hook) - {"name", "library", "base", "since", "ptsz", "also"}
         if unknown:
             sys.exit(f"hooks.toml: {hook['name']}: unknown key {min(unknown)}")
         if (hook["library"] == "cuda") != ("base" in hook and "since" in hook):
             sys.exit(
                 f"hooks.toml: {hook['name']}: base and since belong to cuda functions, and both"
             )
-        if "base" in hook:
-            variant = (hook["base"], hook["since"], hook.get("ptsz", False))
+        for variant in answers(hook):
             if variant in variants:
                 sys.exit(
                     f"hooks.toml: {hook['name']}: another variant of {variant[0]} has its version"
@@ -70,11 +76,11 @@ def render_table(hooks: list[dict], reals: list[dict]) -> str:
         cells = ", ".join(str(places.get(i, -1)) for i in range(row, row + 16))
         lines.append(f"\t{cells},")
     lines += ["};", "", "static const struct vgpu_variant variants[] = {"]
-    cuda = [h for h in hooks if "base" in h]
-    for h in sorted(cuda, key=lambda h: (h["base"], -h["since"], not h.get("ptsz", False))):
-        ptsz = int(h.get("ptsz", False))
-        hook = f"&hooks[VGPU_HOOK_{h['name']}]"
-        lines.append(f'\t{{"{h["base"]}", {hook}, {h["since"]}, {ptsz}}},')
+    rows = [(answer, hook["name"]) for hook in hooks for answer in answers(hook)]
+    for (base, since, ptsz), name in sorted(
+        rows, key=lambda row: (row[0][0], -row[0][1], not row[0][2])
+    ):
+        lines.append(f'\t{{"{base}", &hooks[VGPU_HOOK_{name}], {since}, {int(ptsz)}}},')
     lines += ["};", "", "static const struct vgpu_real_name real_names[VGPU_REAL_COUNT] = {"]
     lines += [f'\t{{"{e["name"]}", {LIBRARIES[e["library"]]}}},' for e in hooks + reals]
     return "\n".join([*lines, "};", ""])

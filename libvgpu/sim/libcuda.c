@@ -17,6 +17,7 @@
 #include <strings.h>
 
 #include "arrays.h"
+#include "graphs.h"
 #include "pools.h"
 #include "state.h"
 
@@ -326,8 +327,10 @@ static void finish(CUcontext context)
 {
 	sim_free_all(context);
 	sim_arrays_end(context);
-	if (context->primary)
+	if (context->primary) {
+		sim_graphs_end(context->device);
 		sim_pools_end(context->device);
+	}
 	sim_context(context->card, -1);
 	context->alive = false;
 }

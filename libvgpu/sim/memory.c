@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "graphs.h"
 #include "pools.h"
 #include "state.h"
 
@@ -231,7 +232,7 @@ SIM CUresult cuMemFree_v2(CUdeviceptr pointer)
 	pthread_mutex_lock(&sim_mutex);
 	if (find(pointer))
 		drop((size_t)(find(pointer) - allocations));
-	else if (!sim_pool_give(pointer, NULL))
+	else if (!sim_pool_give(pointer, NULL) && !sim_graph_give(pointer, NULL))
 		result = CUDA_ERROR_INVALID_VALUE;
 	pthread_mutex_unlock(&sim_mutex);
 	return result;

@@ -8,6 +8,7 @@
  * A pool is a device's and not a context's: the end of the primary context takes
  * its memory along, that of another one does not.
  */
+#include "graphs.h"
 #include "pools.h"
 
 #include <errno.h>
@@ -449,6 +450,8 @@ SIM CUresult cuMemAllocFromPoolAsync(CUdeviceptr *pointer, size_t bytes, CUmemor
 		return CUDA_ERROR_INVALID_VALUE;
 	if (pool->device < 0)
 		return CUDA_ERROR_NOT_SUPPORTED; /* needs no simulation: see cuMemCreate */
+	if (sim_capture(stream))
+		return sim_graph_add_alloc(sim_capture(stream), pool->device, bytes, pointer);
 	pthread_mutex_lock(&sim_mutex);
 	result = sim_pool_take(pool, pointer, bytes, sim_stream_end(context, stream));
 	pthread_mutex_unlock(&sim_mutex);
@@ -485,8 +488,11 @@ SIM CUresult cuMemFreeAsync(CUdeviceptr pointer, CUstream stream)
 
 	if (result != CUDA_SUCCESS || !pointer)
 		return result;
+	if (sim_capture(stream))
+		return sim_graph_add_free(sim_capture(stream), pointer);
 	pthread_mutex_lock(&sim_mutex);
-	if (!sim_pool_give(pointer, sim_stream_end(context, stream)))
+	if (!sim_pool_give(pointer, sim_stream_end(context, stream)) &&
+	    !sim_graph_give(pointer, sim_stream_end(context, stream)))
 		result = sim_free_late(pointer, *sim_stream_end(context, stream));
 	pthread_mutex_unlock(&sim_mutex);
 	return result;

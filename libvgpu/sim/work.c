@@ -11,6 +11,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "graphs.h"
 #include "pools.h"
 #include "state.h"
 
@@ -23,6 +24,7 @@ struct CUfunc_st {
 struct CUstream_st {
 	CUcontext context;
 	uint64_t end_ns;
+	CUgraph graph; /* it is captured into */
 };
 struct CUevent_st {
 	uint64_t done_ns;
@@ -105,6 +107,8 @@ SIM CUresult cuLaunchKernel(CUfunction function, unsigned int gx, unsigned int g
 		return CUDA_ERROR_INVALID_VALUE;
 	if (function->busy)
 		memcpy(&ns, params[0], sizeof(ns));
+	if (sim_capture(stream))
+		return sim_graph_add_kernel(sim_capture(stream), ns);
 	pthread_mutex_lock(&sim_mutex);
 	now = sim_now_ns();
 	end = sim_stream_end(context, stream);
@@ -198,11 +202,75 @@ SIM CUresult cuStreamDestroy(CUstream stream)
 	return cuStreamDestroy_v2(stream);
 }
 
+/* ---- capture */
+
+CUgraph sim_capture(CUstream stream)
+{
+	return (uintptr_t)stream <= 2 ? NULL : stream->graph;
+}
+
+SIM CUresult cuStreamBeginCapture_v2(CUstream stream, int mode)
+{
+	CUcontext context;
+	CUresult result = sim_usable(&context);
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	if ((uintptr_t)stream <= 2)
+		return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+	if (stream->graph || mode < 0 || mode > CU_STREAM_CAPTURE_MODE_RELAXED)
+		return CUDA_ERROR_INVALID_VALUE;
+	stream->graph = sim_graph_new();
+	return stream->graph ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+SIM CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph)
+{
+	if (sim_ready())
+		return CUDA_ERROR_NOT_INITIALIZED;
+	if (!graph || !sim_capture(stream))
+		return CUDA_ERROR_INVALID_VALUE;
+	*graph = stream->graph;
+	stream->graph = NULL;
+	return CUDA_SUCCESS;
+}
+
+SIM CUresult cuStreamIsCapturing(CUstream stream, int *status)
+{
+	if (sim_ready())
+		return CUDA_ERROR_NOT_INITIALIZED;
+	if (!status)
+		return CUDA_ERROR_INVALID_VALUE;
+	*status = sim_capture(stream) ? CU_STREAM_CAPTURE_STATUS_ACTIVE
+				      : CU_STREAM_CAPTURE_STATUS_NONE;
+	return CUDA_SUCCESS;
+}
+
+SIM CUresult cuStreamIsCapturing_ptsz(CUstream stream, int *status)
+{
+	return cuStreamIsCapturing(stream, status);
+}
+
+/* Nothing is forbidden during a capture here but to wait for the stream. */
+SIM CUresult cuThreadExchangeStreamCaptureMode(int *mode)
+{
+	static __thread int current;
+	int before = current;
+
+	if (!mode || *mode < 0 || *mode > CU_STREAM_CAPTURE_MODE_RELAXED)
+		return CUDA_ERROR_INVALID_VALUE;
+	current = *mode;
+	*mode = before;
+	return CUDA_SUCCESS;
+}
+
 SIM CUresult cuStreamSynchronize(CUstream stream)
 {
 	CUcontext context;
 	CUresult result = sim_usable(&context);
 
+	if (result == CUDA_SUCCESS && sim_capture(stream))
+		return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
 	if (result == CUDA_SUCCESS)
 		synchronise(sim_stream_end(context, stream));
 	return result;

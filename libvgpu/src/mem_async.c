@@ -157,7 +157,8 @@ static CUresult note(struct vgpu_pool *pool, uint64_t reserved, CUresult result,
 				     .card = vgpu_pool_card(pool),
 				     .context = vgpu_primary_context(vgpu_pool_device(pool)),
 				     .owner = (uintptr_t)pool};
-	bool granted = vgpu_pool_leave(pool, reserved, result == CUDA_SUCCESS);
+	bool granted =
+		vgpu_pool_leave(pool, reserved, result == CUDA_SUCCESS, result != CUDA_SUCCESS);
 
 	if (result == CUDA_ERROR_OUT_OF_MEMORY)
 		vgpu_count_driver_oom(entry.card);

@@ -150,6 +150,7 @@ static uint64_t believe(struct vgpu_pool *pool, uint64_t generation, uint64_t he
 			surplus = pool->charged - held;
 		else
 			missing = held - pool->charged;
+		pool->generation += surplus > 0;
 		pool->charged = held;
 	}
 	vgpu_unlock(&lock);
@@ -190,6 +191,18 @@ static bool settle(struct vgpu_pool *pool)
 		return true;
 	vgpu_count_anyway(pool->card, missing);
 	return false;
+}
+
+/* Changes with every call that may take memory from the pool, and whenever the pool
+ * was seen to have given some back. */
+uint64_t vgpu_pool_generation(const struct vgpu_pool *pool)
+{
+	uint64_t generation;
+
+	vgpu_lock(&lock);
+	generation = pool->generation;
+	vgpu_unlock(&lock);
+	return generation;
 }
 
 static void trim(struct vgpu_pool *pool)
@@ -261,7 +274,7 @@ CUresult vgpu_pool_enter(struct vgpu_pool *pool, uint64_t bytes, bool (*wait)(vo
 {
 	*reserved = round_up(bytes);
 	if (vgpu_try_charge(pool->card, *reserved) != 0 &&
-	    (!wait(argument) || vgpu_try_charge(pool->card, *reserved) != 0)) {
+	    (!wait || !wait(argument) || vgpu_try_charge(pool->card, *reserved) != 0)) {
 		if (!has_room(pool, bytes))
 			return vgpu_refuse(pool->card, bytes);
 		*reserved = 0;
@@ -270,16 +283,23 @@ CUresult vgpu_pool_enter(struct vgpu_pool *pool, uint64_t bytes, bool (*wait)(vo
 	return CUDA_SUCCESS;
 }
 
+/* For a call that should not make it grow. */
+void vgpu_pool_enter_again(struct vgpu_pool *pool)
+{
+	begin(pool, 0);
+}
+
 /* After the driver's call. False: the pool grew beyond what is granted. */
-bool vgpu_pool_leave(struct vgpu_pool *pool, uint64_t reserved, bool allocated)
+bool vgpu_pool_leave(struct vgpu_pool *pool, uint64_t reserved, unsigned int allocations,
+		     bool failed)
 {
 	vgpu_lock(&lock);
 	pool->in_flight--;
-	pool->outstanding += allocated;
-	if (!allocated)
+	pool->outstanding += allocations;
+	if (failed)
 		pool->charged -= reserved < pool->charged ? reserved : pool->charged;
 	vgpu_unlock(&lock);
-	if (!allocated)
+	if (failed)
 		vgpu_give_back(pool->card, reserved);
 	return settle(pool);
 }

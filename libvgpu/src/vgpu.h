@@ -163,6 +163,7 @@ enum vgpu_table {
 	VGPU_ALLOCATIONS,
 	VGPU_TILES,
 	VGPU_ARRAYS, /* see arrays.c */
+	VGPU_EXECS,  /* see graphs.c */
 	VGPU_TABLE_COUNT,
 };
 struct vgpu_pointer {
@@ -195,7 +196,10 @@ struct vgpu_card *vgpu_pool_card(const struct vgpu_pool *pool);
 CUdevice vgpu_pool_device(const struct vgpu_pool *pool);
 CUresult vgpu_pool_enter(struct vgpu_pool *pool, uint64_t bytes, bool (*wait)(void *),
 			 void *argument, uint64_t *reserved);
-bool vgpu_pool_leave(struct vgpu_pool *pool, uint64_t reserved, bool allocated);
+void vgpu_pool_enter_again(struct vgpu_pool *pool);
+uint64_t vgpu_pool_generation(const struct vgpu_pool *pool);
+bool vgpu_pool_leave(struct vgpu_pool *pool, uint64_t reserved, unsigned int allocations,
+		     bool failed);
 void vgpu_pool_undo(struct vgpu_pool *pool);
 void vgpu_pool_freed(struct vgpu_pool *pool, uint64_t stream);
 void vgpu_pool_bury(struct vgpu_card *card, CUdevice device, uint64_t bytes, uint64_t stream);

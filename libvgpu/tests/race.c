@@ -130,6 +130,35 @@ static CUresult drop_levels(uint64_t piece)
 	return cuMipmappedArrayDestroy((CUmipmappedArray)(uintptr_t)piece);
 }
 
+/* The executable graph is not kept: its memory stays until it is freed. */
+static CUresult launch(uint64_t *piece)
+{
+	CUDA_MEM_ALLOC_NODE_PARAMS params = {
+		.poolProps = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
+			      .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}},
+		.bytesize = PIECE};
+	CUgraphNode node;
+	CUgraphExec exec;
+	CUgraph graph;
+	CUresult result;
+
+	OK(cuGraphCreate(&graph, 0));
+	OK(cuGraphAddMemAllocNode(&node, graph, NULL, 0, &params));
+	OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+	result = cuGraphLaunch(exec, NULL);
+	OK(cuGraphExecDestroy(exec));
+	OK(cuGraphDestroy(graph));
+	*piece = params.dptr;
+	return result;
+}
+
+static CUresult free_and_trim(uint64_t piece)
+{
+	CUresult result = cuMemFree_v2(piece);
+
+	return result ? result : cuDeviceGraphMemTrim(0);
+}
+
 static const struct way ways[] = {
 	{"cuMemAlloc_v2", alloc, give_back},
 	{"cuMemAlloc", alloc_narrow, give_back},
@@ -140,6 +169,7 @@ static const struct way ways[] = {
 	{"cuArray3DCreate_v2", make_solid, drop_array},
 	{"cuMipmappedArrayCreate", make_levels, drop_levels},
 	{"cuMemAllocAsync", alloc_async, free_async},
+	{"cuGraphLaunch", launch, free_and_trim},
 };
 static const struct way *way;
 static struct channel go, done;

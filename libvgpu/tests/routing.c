@@ -34,6 +34,17 @@ static const char *const cuda_names[] = {"cuInit",
 					 "cuMipmappedArrayDestroy",
 					 "cuMemMapArrayAsync",
 					 "cuMemMapArrayAsync_ptsz",
+					 "cuGraphInstantiate",
+					 "cuGraphInstantiate_v2",
+					 "cuGraphInstantiateWithFlags",
+					 "cuGraphInstantiateWithParams",
+					 "cuGraphInstantiateWithParams_ptsz",
+					 "cuGraphLaunch",
+					 "cuGraphLaunch_ptsz",
+					 "cuGraphUpload",
+					 "cuGraphUpload_ptsz",
+					 "cuGraphExecDestroy",
+					 "cuDeviceGraphMemTrim",
 					 "cuMemAllocAsync",
 					 "cuMemAllocAsync_ptsz",
 					 "cuMemAllocFromPoolAsync",
@@ -115,6 +126,12 @@ static void by_procaddress(void)
 		     {"cuArrayDestroy", "cuArrayDestroy", 2000},
 		     {"cuMipmappedArrayCreate", "cuMipmappedArrayCreate", 5000},
 		     {"cuMipmappedArrayDestroy", "cuMipmappedArrayDestroy", 5000},
+		     {"cuGraphInstantiate", "cuGraphInstantiate", 10020},
+		     {"cuGraphInstantiate", "cuGraphInstantiate_v2", 11080},
+		     {"cuGraphInstantiate", "cuGraphInstantiateWithFlags", 12000},
+		     {"cuGraphInstantiateWithFlags", "cuGraphInstantiateWithFlags", 11040},
+		     {"cuGraphExecDestroy", "cuGraphExecDestroy", 10000},
+		     {"cuDeviceGraphMemTrim", "cuDeviceGraphMemTrim", 11040},
 		     {"cuMemPoolCreate", "cuMemPoolCreate", 11020},
 		     {"cuMemPoolDestroy", "cuMemPoolDestroy", 11020},
 		     {"cuMemPoolTrimTo", "cuMemPoolTrimTo", 11020},
@@ -129,9 +146,10 @@ static void by_procaddress(void)
 		     {"cuCtxDestroy", "cuCtxDestroy_v2", 4000},
 		     {"cuDevicePrimaryCtxRelease", "cuDevicePrimaryCtxRelease", 10000},
 		     {"cuDevicePrimaryCtxRelease", "cuDevicePrimaryCtxRelease_v2", 11000}};
-	static const char *const per_thread[] = {"cuMemAllocAsync", "cuMemAllocFromPoolAsync",
-						 "cuMemFreeAsync", "cuStreamSynchronize",
-						 "cuMemMapArrayAsync"};
+	static const char *const per_thread[] = {
+		"cuMemAllocAsync",     "cuMemAllocFromPoolAsync",     "cuMemFreeAsync",
+		"cuStreamSynchronize", "cuMemMapArrayAsync",          "cuGraphLaunch",
+		"cuGraphUpload",       "cuGraphInstantiateWithParams"};
 	void *function = NULL;
 	int status = -1;
 
