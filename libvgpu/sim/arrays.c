@@ -21,7 +21,8 @@ struct CUarray_st {
 	struct CUarray_st *next;
 	CUcontext context;
 	size_t charged;
-	bool mipmapped, sparse;
+	enum { ARRAY, MIPMAPPED, EXTERNAL } kind;
+	bool sparse;
 	struct tile *tiles;
 };
 
@@ -87,27 +88,20 @@ static size_t size_of(const CUDA_ARRAY3D_DESCRIPTOR *what, unsigned int levels)
 	return (sum + step - 1) / step * step;
 }
 
-static CUresult create(struct CUarray_st **array, const CUDA_ARRAY3D_DESCRIPTOR *what,
-		       unsigned int levels, bool mipmapped)
+static CUresult take(struct CUarray_st **array, CUcontext context, size_t bytes, int kind,
+		     bool sparse)
 {
-	CUcontext context;
-	CUresult result = sim_usable(&context);
-	struct CUarray_st *fresh;
+	struct CUarray_st *fresh = calloc(1, sizeof(*fresh));
 	int error;
 
-	if (result != CUDA_SUCCESS)
-		return result;
-	if (!array || !what || !levels || !valid(what))
-		return CUDA_ERROR_INVALID_VALUE;
-	fresh = calloc(1, sizeof(*fresh));
 	if (!fresh)
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	fresh->context = context;
-	fresh->mipmapped = mipmapped;
-	fresh->sparse = what->Flags & CUDA_ARRAY3D_SPARSE;
-	fresh->charged = fresh->sparse ? 0 : size_of(what, levels);
+	fresh->kind = kind;
+	fresh->sparse = sparse;
+	fresh->charged = bytes;
 	pthread_mutex_lock(&sim_mutex);
-	error = sim_take_from_card(context->card, fresh->charged);
+	error = sim_take_from_card(context->card, bytes);
 	if (error == 0) {
 		fresh->next = arrays;
 		arrays = fresh;
@@ -116,9 +110,24 @@ static CUresult create(struct CUarray_st **array, const CUDA_ARRAY3D_DESCRIPTOR 
 		free(fresh);
 	}
 	pthread_mutex_unlock(&sim_mutex);
-	return error == 0         ? CUDA_SUCCESS
-	       : error == -ENOMEM ? CUDA_ERROR_OUT_OF_MEMORY
-				  : CUDA_ERROR_OPERATING_SYSTEM;
+	if (error == -ENOMEM)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	return error == 0 ? CUDA_SUCCESS : CUDA_ERROR_OPERATING_SYSTEM;
+}
+
+static CUresult create(struct CUarray_st **array, const CUDA_ARRAY3D_DESCRIPTOR *what,
+		       unsigned int levels, int kind)
+{
+	CUcontext context;
+	CUresult result = sim_usable(&context);
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	if (!array || !what || !levels || !valid(what))
+		return CUDA_ERROR_INVALID_VALUE;
+	if (what->Flags & CUDA_ARRAY3D_SPARSE)
+		return take(array, context, 0, kind, true);
+	return take(array, context, size_of(what, levels), kind, false);
 }
 
 static void drop(struct CUarray_st **place)
@@ -137,24 +146,24 @@ static void drop(struct CUarray_st **place)
 	free(gone);
 }
 
-static struct CUarray_st **place_of(const struct CUarray_st *array, bool mipmapped)
+static struct CUarray_st **place_of(const struct CUarray_st *array, int kind)
 {
 	struct CUarray_st **place = &arrays;
 
-	while (*place && (*place != array || (*place)->mipmapped != mipmapped))
+	while (*place && (*place != array || (int)(*place)->kind != kind))
 		place = &(*place)->next;
 	return place;
 }
 
-static CUresult destroy(const struct CUarray_st *array, bool mipmapped)
+static CUresult destroy(const struct CUarray_st *array, int kind)
 {
 	CUresult result = CUDA_ERROR_INVALID_HANDLE;
 
 	if (sim_ready())
 		return CUDA_ERROR_NOT_INITIALIZED;
 	pthread_mutex_lock(&sim_mutex);
-	if (array && *place_of(array, mipmapped)) {
-		drop(place_of(array, mipmapped));
+	if (array && *place_of(array, kind)) {
+		drop(place_of(array, kind));
 		result = CUDA_SUCCESS;
 	}
 	pthread_mutex_unlock(&sim_mutex);
@@ -175,10 +184,10 @@ SIM CUresult cuArrayCreate_v2(CUarray *array, const CUDA_ARRAY_DESCRIPTOR *what)
 	CUDA_ARRAY3D_DESCRIPTOR whole;
 
 	if (!what)
-		return create(array, NULL, 1, false);
+		return create(array, NULL, 1, ARRAY);
 	whole = (CUDA_ARRAY3D_DESCRIPTOR){what->Width,  what->Height,      0,
 					  what->Format, what->NumChannels, 0};
-	return create(array, &whole, 1, false);
+	return create(array, &whole, 1, ARRAY);
 }
 
 SIM CUresult cuArrayCreate(CUarray *array, const CUDA_ARRAY_DESCRIPTOR_v1 *what)
@@ -186,14 +195,14 @@ SIM CUresult cuArrayCreate(CUarray *array, const CUDA_ARRAY_DESCRIPTOR_v1 *what)
 	CUDA_ARRAY_DESCRIPTOR wide;
 
 	if (!what)
-		return create(array, NULL, 1, false);
+		return create(array, NULL, 1, ARRAY);
 	wide = (CUDA_ARRAY_DESCRIPTOR){what->Width, what->Height, what->Format, what->NumChannels};
 	return cuArrayCreate_v2(array, &wide);
 }
 
 SIM CUresult cuArray3DCreate_v2(CUarray *array, const CUDA_ARRAY3D_DESCRIPTOR *what)
 {
-	return create(array, what, 1, false);
+	return create(array, what, 1, ARRAY);
 }
 
 SIM CUresult cuArray3DCreate(CUarray *array, const CUDA_ARRAY3D_DESCRIPTOR_v1 *what)
@@ -201,26 +210,49 @@ SIM CUresult cuArray3DCreate(CUarray *array, const CUDA_ARRAY3D_DESCRIPTOR_v1 *w
 	CUDA_ARRAY3D_DESCRIPTOR wide;
 
 	if (!what)
-		return create(array, NULL, 1, false);
+		return create(array, NULL, 1, ARRAY);
 	wide = (CUDA_ARRAY3D_DESCRIPTOR){what->Width,  what->Height,      what->Depth,
 					 what->Format, what->NumChannels, what->Flags};
-	return create(array, &wide, 1, false);
+	return create(array, &wide, 1, ARRAY);
 }
 
 SIM CUresult cuArrayDestroy(CUarray array)
 {
-	return destroy(array, false);
+	return destroy(array, ARRAY);
 }
 
 SIM CUresult cuMipmappedArrayCreate(CUmipmappedArray *array, const CUDA_ARRAY3D_DESCRIPTOR *what,
 				    unsigned int levels)
 {
-	return create((struct CUarray_st **)array, what, levels, true);
+	return create((struct CUarray_st **)array, what, levels, MIPMAPPED);
 }
 
 SIM CUresult cuMipmappedArrayDestroy(CUmipmappedArray array)
 {
-	return destroy((struct CUarray_st *)array, true);
+	return destroy((struct CUarray_st *)array, MIPMAPPED);
+}
+
+/* ---- memory of other APIs: counted here as if it was made by the import */
+
+SIM CUresult cuImportExternalMemory(CUexternalMemory *memory,
+				    const CUDA_EXTERNAL_MEMORY_HANDLE_DESC *what)
+{
+	CUcontext context;
+	CUresult result = sim_usable(&context);
+	size_t granule = (size_t)2 << 20;
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	if (!memory || !what || what->type != CU_EXTERNAL_MEMORY_HANDLE_TYPE_OPAQUE_FD ||
+	    !what->size || what->size > (size_t)1 << 48)
+		return CUDA_ERROR_INVALID_VALUE;
+	return take((struct CUarray_st **)memory, context,
+		    (what->size + granule - 1) / granule * granule, EXTERNAL, false);
+}
+
+SIM CUresult cuDestroyExternalMemory(CUexternalMemory memory)
+{
+	return destroy((struct CUarray_st *)memory, EXTERNAL);
 }
 
 /* ---- memory mapped into sparse ones */
@@ -248,8 +280,8 @@ static struct tile **tile_of(struct CUarray_st *array, const CUarrayMapInfo *whe
 
 static CUresult change_tile(const CUarrayMapInfo *change)
 {
-	bool mipmapped = change->resourceType == CU_RESOURCE_TYPE_MIPMAPPED_ARRAY;
-	struct CUarray_st *array = *place_of((struct CUarray_st *)change->resource, mipmapped);
+	int kind = change->resourceType == CU_RESOURCE_TYPE_MIPMAPPED_ARRAY ? MIPMAPPED : ARRAY;
+	struct CUarray_st *array = *place_of((struct CUarray_st *)change->resource, kind);
 	struct tile **place, *fresh;
 
 	if (!array || !array->sparse)

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "arrays.h"
@@ -21,6 +22,7 @@ struct memory {
 	int card; /* -1: the host's */
 	int fd;
 	unsigned int references, mappings;
+	bool exported; /* somebody may have it for ever: it stays with its process */
 };
 struct area {
 	CUdeviceptr start;
@@ -79,7 +81,7 @@ static void drop_unused(struct memory *memory)
 {
 	if (!memory->references)
 		memory->handle = 0;
-	if (memory->references || memory->mappings)
+	if (memory->references || memory->mappings || memory->exported)
 		return;
 	for (size_t i = 0; i < MAXIMUM; i++)
 		if (memories[i] == memory)
@@ -118,34 +120,45 @@ SIM CUresult cuMemGetAllocationGranularity(size_t *bytes, const CUmemAllocationP
 	return CUDA_SUCCESS;
 }
 
-static CUresult create(CUmemGenericAllocationHandle *handle, size_t bytes, int card)
+static CUresult adopt(CUmemGenericAllocationHandle *handle, struct memory *memory)
 {
-	struct memory *memory = calloc(1, sizeof(*memory));
-	int error = memory && card >= 0 ? sim_alloc(card, bytes) : 0;
 	size_t place = 0;
 
 	while (place < MAXIMUM && memories[place])
 		place++;
-	if (!memory || error || place == MAXIMUM) {
-		free(memory);
-		return error && error != -ENOMEM ? CUDA_ERROR_OPERATING_SYSTEM
-						 : CUDA_ERROR_OUT_OF_MEMORY;
-	}
-	memory->fd = memfd_create("vgpu-sim", MFD_CLOEXEC);
-	if (memory->fd < 0 || ftruncate(memory->fd, (off_t)bytes) != 0) {
-		if (memory->fd >= 0)
-			close(memory->fd);
-		if (card >= 0)
-			sim_free(card, bytes);
-		free(memory);
-		return CUDA_ERROR_OPERATING_SYSTEM;
-	}
-	memory->bytes = bytes;
-	memory->card = card;
+	if (place == MAXIMUM)
+		return CUDA_ERROR_OUT_OF_MEMORY;
 	memory->references = 1;
 	memory->handle = *handle = unused_handle();
 	memories[place] = memory;
 	return CUDA_SUCCESS;
+}
+
+static CUresult create(CUmemGenericAllocationHandle *handle, size_t bytes, int card)
+{
+	struct memory *memory = calloc(1, sizeof(*memory));
+	int error = memory && card >= 0 ? sim_alloc(card, bytes) : 0;
+	CUresult result;
+
+	if (!memory || error) {
+		free(memory);
+		return error && error != -ENOMEM ? CUDA_ERROR_OPERATING_SYSTEM
+						 : CUDA_ERROR_OUT_OF_MEMORY;
+	}
+	memory->bytes = bytes;
+	memory->card = card;
+	memory->fd = memfd_create("vgpu-sim", MFD_CLOEXEC);
+	result = memory->fd < 0 || ftruncate(memory->fd, (off_t)bytes) != 0
+			 ? CUDA_ERROR_OPERATING_SYSTEM
+			 : adopt(handle, memory);
+	if (result == CUDA_SUCCESS)
+		return result;
+	if (memory->fd >= 0)
+		close(memory->fd);
+	if (card >= 0)
+		sim_free(card, bytes);
+	free(memory);
+	return result;
 }
 
 SIM CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes,
@@ -172,6 +185,59 @@ SIM CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes,
 	pthread_mutex_lock(&sim_mutex);
 	result = create(handle, bytes, card);
 	pthread_mutex_unlock(&sim_mutex);
+	return result;
+}
+
+SIM CUresult cuMemExportToShareableHandle(void *shareable, CUmemGenericAllocationHandle handle,
+					  int type, unsigned long long flags)
+{
+	struct memory *memory;
+	int fd = -1;
+
+	if (sim_ready())
+		return CUDA_ERROR_NOT_INITIALIZED;
+	if (!shareable || flags || type != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)
+		return CUDA_ERROR_INVALID_VALUE;
+	pthread_mutex_lock(&sim_mutex);
+	memory = find(handle);
+	if (memory)
+		fd = dup(memory->fd);
+	if (fd >= 0) {
+		memory->exported = true;
+		*(int *)shareable = fd;
+	}
+	pthread_mutex_unlock(&sim_mutex);
+	return fd >= 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+/* The process that made it goes on being counted for it. */
+SIM CUresult cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle, void *shareable,
+					    int type)
+{
+	struct memory *memory;
+	struct stat status;
+	CUresult result = CUDA_ERROR_INVALID_VALUE;
+
+	if (sim_ready())
+		return CUDA_ERROR_NOT_INITIALIZED;
+	if (!handle || type != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR ||
+	    fstat((int)(intptr_t)shareable, &status) != 0)
+		return CUDA_ERROR_INVALID_VALUE;
+	memory = calloc(1, sizeof(*memory));
+	if (!memory)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	memory->fd = dup((int)(intptr_t)shareable);
+	memory->bytes = (size_t)status.st_size;
+	memory->card = -1;
+	pthread_mutex_lock(&sim_mutex);
+	if (memory->fd >= 0)
+		result = adopt(handle, memory);
+	pthread_mutex_unlock(&sim_mutex);
+	if (result != CUDA_SUCCESS) {
+		if (memory->fd >= 0)
+			close(memory->fd);
+		free(memory);
+	}
 	return result;
 }
 

@@ -240,3 +240,37 @@ VGPU_EXPORT CUresult cuMipmappedArrayDestroy(CUmipmappedArray array)
 {
 	return destroy_array(VGPU_REAL_cuMipmappedArrayDestroy, array);
 }
+
+/* Memory of another API, for example Vulkan's, which nobody has charged yet. It is
+ * counted from the import on, as an array is: until it is destroyed, or its context. */
+VGPU_EXPORT CUresult cuImportExternalMemory(CUexternalMemory *memory,
+					    const CUDA_EXTERNAL_MEMORY_HANDLE_DESC *what)
+{
+	__typeof__(&cuImportExternalMemory) real = VGPU_REAL(cuImportExternalMemory);
+	__typeof__(&cuDestroyExternalMemory) destroy = VGPU_REAL(cuDestroyExternalMemory);
+	struct vgpu_pointer entry;
+	CUexternalMemory fresh = NULL;
+	CUresult result;
+
+	if (!real)
+		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
+	if (vgpu_state() == VGPU_OFF || !memory || !what)
+		return real(memory, what);
+	result = before(&entry, vgpu_charge_of(what->size));
+	if (result != CUDA_SUCCESS)
+		return result;
+	result = real(&fresh, what);
+	if (!after(&entry, result, fresh)) {
+		if (destroy)
+			destroy(fresh);
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	}
+	if (result == CUDA_SUCCESS)
+		*memory = fresh;
+	return result;
+}
+
+VGPU_EXPORT CUresult cuDestroyExternalMemory(CUexternalMemory memory)
+{
+	return destroy_array(VGPU_REAL_cuDestroyExternalMemory, memory);
+}

@@ -191,6 +191,37 @@ VGPU_EXPORT CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *h
 	return result;
 }
 
+/* Nobody can know who else has the memory now, and for how long: it stays charged
+ * to this process. Who imports it is not charged, so it counts once. */
+static void pin(CUmemGenericAllocationHandle handle)
+{
+	struct vgpu_pointer entry, allocation;
+
+	vgpu_lock(&lock);
+	if (vgpu_pointer_find(VGPU_HANDLES, key(handle), &entry) &&
+	    vgpu_pointer_find(VGPU_ALLOCATIONS, entry.owner, &allocation) && !allocation.owner) {
+		allocation.owner = 1; /* once is enough */
+		allocation.count++;
+		vgpu_pointer_add(VGPU_ALLOCATIONS, &allocation);
+	}
+	vgpu_unlock(&lock);
+}
+
+VGPU_EXPORT CUresult cuMemExportToShareableHandle(void *shareable,
+						  CUmemGenericAllocationHandle handle, int type,
+						  unsigned long long flags)
+{
+	__typeof__(&cuMemExportToShareableHandle) real = VGPU_REAL(cuMemExportToShareableHandle);
+	CUresult result;
+
+	if (!real)
+		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
+	result = real(shareable, handle, type, flags);
+	if (result == CUDA_SUCCESS && vgpu_state() == VGPU_ON)
+		pin(handle);
+	return result;
+}
+
 /* Held before the driver is asked: the handle may be released meanwhile. Memory
  * that is not ours to count is noted as well, so that cuMemUnmap finds its way. */
 VGPU_EXPORT CUresult cuMemMap(CUdeviceptr pointer, size_t bytes, size_t offset,

@@ -164,6 +164,55 @@ static void beside(void)
 	IS(used("uid_gpu"), 3000 * MIB);
 }
 
+/* Exported memory may live on in any process: it stays charged where it was made,
+ * and only there. */
+static void shared(void)
+{
+	HANDLE handle, again, imported, refused = 0xabc;
+	int fd = -1;
+
+	use_gpu();
+	OK(create(&handle, 2000, 0));
+	OK(cuMemExportToShareableHandle(&fd, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
+	OK(cuMemExportToShareableHandle(&fd, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
+	IS(cuMemExportToShareableHandle(&fd, 0x7777, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0),
+	   CUDA_ERROR_INVALID_VALUE);
+	OK(cuMemImportFromShareableHandle(&imported, at((CUdeviceptr)fd),
+					  CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR));
+	IS(used("uid_gpu"), 2000 * MIB);
+	OK(cuMemRelease(handle));
+	IS(create(&refused, 1002, 0), CUDA_ERROR_OUT_OF_MEMORY);
+	OK(cuMemRelease(imported));
+	IS(used("uid_gpu"), 2000 * MIB);
+	IS(card_used(0), 2000 * MIB);
+	OK(create(&again, 1000, 0));
+	OK(cuMemRelease(again));
+	IS(used("uid_gpu"), 2000 * MIB);
+}
+
+/* Memory of other APIs counts from its import on. */
+static void external(void)
+{
+	CUDA_EXTERNAL_MEMORY_HANDLE_DESC what = {.type = CU_EXTERNAL_MEMORY_HANDLE_TYPE_OPAQUE_FD,
+						 .handle.fd = 0,
+						 .size = 2000 * MIB};
+	CUexternalMemory memory, refused = NULL;
+
+	use_gpu();
+	OK(cuImportExternalMemory(&memory, &what));
+	IS(used("uid_gpu"), 2000 * MIB);
+	IS(cuImportExternalMemory(&refused, &what), CUDA_ERROR_OUT_OF_MEMORY);
+	IS(cuImportExternalMemory(&refused, NULL), CUDA_ERROR_INVALID_VALUE);
+	IS(cuImportExternalMemory(NULL, &what), CUDA_ERROR_INVALID_VALUE);
+	CHECK(!refused);
+	OK(cuDestroyExternalMemory(memory));
+	IS(used("uid_gpu"), 0);
+	OK(cuImportExternalMemory(&memory, &what));
+	OK(cuDevicePrimaryCtxReset_v2(0));
+	IS(used("uid_gpu"), 0);
+	IS(card_used(0), 0);
+}
+
 int main(void)
 {
 	int child;
@@ -175,6 +224,8 @@ int main(void)
 	OK(in_child(limit));
 	OK(in_child(by_location));
 	OK(in_child(mapped));
+	OK(in_child(shared));
+	OK(in_child(external));
 	child = start_child(hold);
 	channel_hear(talk.up[0]);
 	OK(in_child(beside));
