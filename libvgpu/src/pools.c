@@ -269,13 +269,15 @@ static bool has_room(const struct vgpu_pool *pool, uint64_t bytes)
 	       held >= used && held - used >= bytes;
 }
 
+/* wait: for what is on its way to be free. Whoever can wait can also undo, should the
+ * pool grow although it has room; so only those are let in without a reservation. */
 CUresult vgpu_pool_enter(struct vgpu_pool *pool, uint64_t bytes, bool (*wait)(void *),
 			 void *argument, uint64_t *reserved)
 {
 	*reserved = round_up(bytes);
 	if (vgpu_try_charge(pool->card, *reserved) != 0 &&
 	    (!wait || !wait(argument) || vgpu_try_charge(pool->card, *reserved) != 0)) {
-		if (!has_room(pool, bytes))
+		if (!wait || !has_room(pool, bytes))
 			return vgpu_refuse(pool->card, bytes);
 		*reserved = 0;
 	}
