@@ -71,9 +71,18 @@ static uint64_t charge_of(uint64_t bytes)
 
 /* ---- what is charged */
 
+static struct vgpu_region *books(void)
+{
+	static struct vgpu_region *region;
+
+	if (!region)
+		region = world_region("uid_gpu");
+	return region;
+}
+
 static struct vgpu_region_slot *own_slot(void)
 {
-	struct vgpu_region *region = world_region("uid_gpu");
+	struct vgpu_region *region = books();
 
 	for (int i = 0; i < VGPU_REGION_SLOTS; i++)
 		if (region->slots[i].state == VGPU_SLOT_LIVE &&
@@ -122,7 +131,7 @@ static void compare(struct walk *walk)
 
 static void check_limits(void)
 {
-	struct vgpu_region *region = world_region("uid_gpu");
+	struct vgpu_region *region = books();
 
 	for (int device = 0; device < DEVICES; device++)
 		CHECK(region->devices[device].used_bytes <= limits[device]);
