@@ -12,8 +12,9 @@
 static struct vgpu_card *find(const uint8_t uuid[16])
 {
 	struct vgpu_grants *grants = vgpu_grants();
+	unsigned int count = atomic_load(&grants->card_count);
 
-	for (unsigned int i = 0; i < grants->card_count; i++)
+	for (unsigned int i = 0; i < count; i++)
 		if (memcmp(grants->cards[i].uuid, uuid, 16) == 0)
 			return &grants->cards[i];
 	return NULL;

@@ -126,6 +126,7 @@ uint64_t vgpu_part_limit(struct vgpu_part *part)
 	return atomic_load_explicit(&part->limit, memory_order_relaxed);
 }
 
+/* Cards may be added while others are in use: what is counted is complete. */
 static const char *add(struct vgpu_grants *grants, const struct vgpu_grant *grant,
 		       struct vgpu_view *view)
 {
@@ -133,6 +134,7 @@ static const char *add(struct vgpu_grants *grants, const struct vgpu_grant *gran
 		struct vgpu_card *card = grants->cards;
 		struct vgpu_part *part;
 		uint8_t uuid[16];
+		bool fresh;
 
 		vgpu_uuid_parse(grant->devices[i].uuid, VGPU_UUID_SIZE, uuid);
 		while (card < grants->cards + grants->card_count &&
@@ -140,10 +142,9 @@ static const char *add(struct vgpu_grants *grants, const struct vgpu_grant *gran
 			card++;
 		if (card == grants->cards + VGPU_MAX_CARDS)
 			return "there are too many cards";
-		if (card == grants->cards + grants->card_count) {
+		fresh = card == grants->cards + grants->card_count;
+		if (fresh)
 			memcpy(card->uuid, uuid, sizeof(uuid));
-			grants->card_count++;
-		}
 		if (card->part_count == VGPU_MAX_PARTS)
 			return "there are too many grants of one card";
 		part = &card->parts[card->part_count++];
@@ -152,6 +153,8 @@ static const char *add(struct vgpu_grants *grants, const struct vgpu_grant *gran
 		part->index = i;
 		part->limit = effective_limit(&grant->devices[i]);
 		vgpu_part_limit(part);
+		if (fresh)
+			atomic_store(&grants->card_count, grants->card_count + 1);
 	}
 	return NULL;
 }
@@ -161,16 +164,32 @@ static int is_grant_name(const struct dirent *entry)
 	return entry->d_name[0] != '.' && strchr(entry->d_name, '_') != NULL;
 }
 
+/* A grant that this process wrote itself, with its region at `path`. */
+void vgpu_grants_add(struct vgpu_grants *grants, const struct vgpu_grant *grant, const char *path)
+{
+	struct vgpu_view *view = &grants->views[grants->view_count];
+	const char *reason;
+
+	vgpu_region_attach(view, path, grant);
+	grants->view_count++;
+	reason = view->map ? add(grants, grant, view) : "there is no memory for its region";
+	if (!reason)
+		return;
+	vgpu_log(VGPU_LOG_ERROR, "no GPU for this process: limits of %s cannot be kept: %s",
+		 grant->devices[0].uuid, reason);
+	atomic_store(&grants->state, VGPU_BROKEN);
+}
+
 static void load_one(struct vgpu_grants *grants, const char *root, const char *name)
 {
 	const struct vgpu_grant *grant = NULL;
-	char path[512], directory[512];
+	char path[512], region[512];
 	const char *reason = NULL;
 	struct vgpu_view *view;
 
 	if (snprintf(path, sizeof(path), "%s/%s/grant", root, name) >= (int)sizeof(path) ||
-	    snprintf(directory, sizeof(directory), "%s/%s/region", root, name) >=
-		    (int)sizeof(directory))
+	    snprintf(region, sizeof(region), "%s/%s/region/region", root, name) >=
+		    (int)sizeof(region))
 		reason = "its path is too long";
 	else if (grants->view_count == VGPU_MAX_GRANTS)
 		reason = "there are too many grants";
@@ -178,7 +197,7 @@ static void load_one(struct vgpu_grants *grants, const char *root, const char *n
 		reason = map(path, &grant);
 	if (!reason && grant) {
 		view = &grants->views[grants->view_count++];
-		vgpu_region_attach(view, directory, grant);
+		vgpu_region_attach(view, region, grant);
 		reason = view->map ? add(grants, grant, view) : "there is no memory for its region";
 	}
 	if (!reason)

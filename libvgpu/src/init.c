@@ -21,6 +21,7 @@ static void after_fork_in_child(void)
 	vgpu_pointer_forget_all();
 	vgpu_virtual_forget_all();
 	vgpu_pools_forget_all();
+	vgpu_environment_forget_lock();
 	if (atomic_load(&stage) == STARTING)
 		atomic_store(&stage, UNTOUCHED);
 }
@@ -30,25 +31,33 @@ enum vgpu_state vgpu_init(void)
 	int expected = UNTOUCHED;
 
 	if (atomic_load_explicit(&stage, memory_order_acquire) == STARTED)
-		return grants.state;
+		return vgpu_state();
 	if (atomic_compare_exchange_strong(&stage, &expected, STARTING)) {
 		grants.state = VGPU_OFF;
 		grants.card_count = grants.view_count = 0;
 		vgpu_grants_load(&grants);
+		if (grants.state == VGPU_OFF && !vgpu_environment_read())
+			grants.state = VGPU_BROKEN;
 		pthread_atfork(NULL, NULL, after_fork_in_child);
 		vgpu_log(VGPU_LOG_INFO, "%u card(s) granted", grants.card_count);
 		atomic_store_explicit(&stage, STARTED, memory_order_release);
 	}
 	while (atomic_load_explicit(&stage, memory_order_acquire) != STARTED)
 		vgpu_nap_us(50);
-	return grants.state;
+	return vgpu_state();
 }
 
 enum vgpu_state vgpu_state(void)
 {
 	if (atomic_load_explicit(&stage, memory_order_acquire) != STARTED)
 		return VGPU_OFF;
-	return grants.state;
+	return atomic_load_explicit(&grants.state, memory_order_acquire);
+}
+
+enum vgpu_state vgpu_started(enum vgpu_library library)
+{
+	vgpu_environment_apply(&grants, library);
+	return vgpu_state();
 }
 
 struct vgpu_grants *vgpu_grants(void)
@@ -59,10 +68,14 @@ struct vgpu_grants *vgpu_grants(void)
 VGPU_EXPORT CUresult cuInit(unsigned int flags)
 {
 	__typeof__(&cuInit) real = VGPU_REAL(cuInit);
+	CUresult result;
 
 	if (!real)
 		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
 	if (vgpu_init() == VGPU_BROKEN)
 		return CUDA_ERROR_NOT_INITIALIZED;
-	return real(flags);
+	result = real(flags);
+	if (result == CUDA_SUCCESS && vgpu_started(VGPU_CUDA) == VGPU_BROKEN)
+		return CUDA_ERROR_NOT_INITIALIZED;
+	return result;
 }

@@ -5,13 +5,22 @@
  */
 #include "vgpu.h"
 
+static nvmlReturn_t after_start(nvmlReturn_t result)
+{
+	if (result == NVML_SUCCESS && vgpu_started(VGPU_NVML) == VGPU_BROKEN)
+		return NVML_ERROR_NO_PERMISSION;
+	return result;
+}
+
 VGPU_EXPORT nvmlReturn_t nvmlInit(void)
 {
 	__typeof__(&nvmlInit) real = VGPU_REAL(nvmlInit);
 
 	if (!real)
 		return NVML_ERROR_FUNCTION_NOT_FOUND;
-	return vgpu_init() == VGPU_BROKEN ? NVML_ERROR_NO_PERMISSION : real();
+	if (vgpu_init() == VGPU_BROKEN)
+		return NVML_ERROR_NO_PERMISSION;
+	return after_start(real());
 }
 
 VGPU_EXPORT nvmlReturn_t nvmlInit_v2(void)
@@ -20,7 +29,9 @@ VGPU_EXPORT nvmlReturn_t nvmlInit_v2(void)
 
 	if (!real)
 		return NVML_ERROR_FUNCTION_NOT_FOUND;
-	return vgpu_init() == VGPU_BROKEN ? NVML_ERROR_NO_PERMISSION : real();
+	if (vgpu_init() == VGPU_BROKEN)
+		return NVML_ERROR_NO_PERMISSION;
+	return after_start(real());
 }
 
 VGPU_EXPORT nvmlReturn_t nvmlInitWithFlags(unsigned int flags)
@@ -29,7 +40,9 @@ VGPU_EXPORT nvmlReturn_t nvmlInitWithFlags(unsigned int flags)
 
 	if (!real)
 		return NVML_ERROR_FUNCTION_NOT_FOUND;
-	return vgpu_init() == VGPU_BROKEN ? NVML_ERROR_NO_PERMISSION : real(flags);
+	if (vgpu_init() == VGPU_BROKEN)
+		return NVML_ERROR_NO_PERMISSION;
+	return after_start(real(flags));
 }
 
 /* total = free + used always holds: monitors compute with it. */

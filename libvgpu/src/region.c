@@ -155,16 +155,14 @@ static const char *map(struct vgpu_view *view, const struct vgpu_grant *grant)
 	return NULL;
 }
 
-void vgpu_region_attach(struct vgpu_view *view, const char *directory,
-			const struct vgpu_grant *grant)
+void vgpu_region_attach(struct vgpu_view *view, const char *path, const struct vgpu_grant *grant)
 {
 	const char *reason;
 	void *memory;
 
 	memset(view, 0, sizeof(*view));
 	view->fd = -1;
-	if (snprintf(view->path, sizeof(view->path), "%s/region", directory) >=
-	    (int)sizeof(view->path))
+	if (snprintf(view->path, sizeof(view->path), "%s", path) >= (int)sizeof(view->path))
 		reason = "its path is too long";
 	else
 		reason = map(view, grant);

@@ -83,8 +83,7 @@ struct vgpu_view {
 	uint64_t last_repair_ns;
 	char path[512];
 };
-void vgpu_region_attach(struct vgpu_view *view, const char *directory,
-			const struct vgpu_grant *grant);
+void vgpu_region_attach(struct vgpu_view *view, const char *path, const struct vgpu_grant *grant);
 int vgpu_region_open(const struct vgpu_view *view);
 struct vgpu_region_slot *vgpu_slot_claim(struct vgpu_view *view);
 void vgpu_slot_forget(struct vgpu_view *view);
@@ -117,11 +116,23 @@ struct vgpu_grants {
 	struct vgpu_view views[VGPU_MAX_GRANTS];
 };
 void vgpu_grants_load(struct vgpu_grants *grants);
+void vgpu_grants_add(struct vgpu_grants *grants, const struct vgpu_grant *grant, const char *path);
 uint64_t vgpu_part_limit(struct vgpu_part *part);
 bool vgpu_uuid_parse(const char *text, size_t size, uint8_t uuid[16]);
 
+/* ---- limits.c */
+bool vgpu_parse_bytes(const char *text, uint64_t *bytes);
+bool vgpu_parse_percent(const char *text, uint32_t *percent);
+
+/* ---- environment.c */
+bool vgpu_environment_read(void);
+void vgpu_environment_apply(struct vgpu_grants *grants, enum vgpu_library library);
+void vgpu_environment_forget_lock(void);
+
 /* ---- init.c */
 enum vgpu_state vgpu_init(void);
+/* After the library's own start: limits of the environment need to know the cards. */
+enum vgpu_state vgpu_started(enum vgpu_library library);
 enum vgpu_state vgpu_state(void); /* VGPU_OFF before vgpu_init */
 struct vgpu_grants *vgpu_grants(void);
 
