@@ -26,6 +26,7 @@ static void forget(CUcontext context)
 			vgpu_release(pointer.card, pointer.bytes);
 	while (vgpu_pointer_take_context(VGPU_ARRAYS, context, &pointer))
 		vgpu_array_gone(&pointer);
+	vgpu_pools_synchronised(VGPU_ALL_STREAMS, context);
 }
 
 static CUresult destroy(int real_index, CUcontext context)

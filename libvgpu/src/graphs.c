@@ -349,7 +349,7 @@ VGPU_EXPORT CUresult cuGraphExecDestroy(CUgraphExec exec)
 		return real(exec);
 	forget(exec);
 	result = real(exec);
-	vgpu_pools_synchronised(0, -1);
+	vgpu_pools_synchronised(0, NULL);
 	return result;
 }
 
@@ -362,6 +362,6 @@ VGPU_EXPORT CUresult cuDeviceGraphMemTrim(CUdevice device)
 		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
 	result = real(device);
 	if (vgpu_state() == VGPU_ON)
-		vgpu_pools_synchronised(0, -1);
+		vgpu_pools_synchronised(0, NULL);
 	return result;
 }

@@ -250,7 +250,7 @@ void vgpu_pointer_freed(const struct vgpu_pointer *entry, uint64_t stream)
 	if (entry->owner)
 		vgpu_pool_freed((struct vgpu_pool *)(uintptr_t)entry->owner, stream);
 	else if (stream)
-		vgpu_pool_bury(entry->card, vgpu_current_device(), entry->bytes, stream);
+		vgpu_pool_bury(entry->card, entry->bytes, stream);
 	else
 		vgpu_release(entry->card, entry->bytes);
 }

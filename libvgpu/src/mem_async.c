@@ -22,7 +22,7 @@ struct order {
 	bool per_thread;
 };
 
-CUdevice vgpu_current_device(void)
+static CUdevice current_device(void)
 {
 	__typeof__(&cuCtxGetDevice) get_device = VGPU_REAL(cuCtxGetDevice);
 	CUdevice device;
@@ -43,8 +43,8 @@ static CUdevice device_of_stream(CUstream stream)
 	    get_context(stream, &context) != CUDA_SUCCESS ||
 	    get_current(&current) != CUDA_SUCCESS || context == current ||
 	    push(context) != CUDA_SUCCESS)
-		return vgpu_current_device();
-	device = vgpu_current_device();
+		return current_device();
+	device = current_device();
 	pop(&context);
 	return device;
 }
@@ -55,7 +55,21 @@ uint64_t vgpu_stream_name(CUstream stream, bool per_thread)
 {
 	if ((uintptr_t)stream == 2 || (!stream && per_thread))
 		return VGPU_ALL_STREAMS;
-	return stream ? (uintptr_t)stream : 1;
+	return stream ? (uintptr_t)stream : VGPU_LEGACY_STREAM;
+}
+
+/* Of a stream that was just used. The default ones are the current context's. */
+CUcontext vgpu_context_of_stream(uint64_t name)
+{
+	__typeof__(&cuStreamGetCtx) get_context = VGPU_REAL(cuStreamGetCtx);
+	CUcontext context = NULL;
+
+	if (!name)
+		return NULL;
+	if (name != VGPU_ALL_STREAMS && name > SPECIAL_STREAMS && get_context &&
+	    get_context((CUstream)(uintptr_t)name, &context) == CUDA_SUCCESS)
+		return context;
+	return vgpu_current_context();
 }
 
 static bool is_captured(struct order order)
@@ -67,6 +81,13 @@ static bool is_captured(struct order order)
 
 	return ask && ask(order.stream, &status) == CUDA_SUCCESS &&
 	       status != CU_STREAM_CAPTURE_STATUS_NONE;
+}
+
+/* A thread's own stream has no name: that it was waited for says nothing here. */
+void vgpu_pools_waited_for(uint64_t name)
+{
+	vgpu_pools_synchronised(name == VGPU_ALL_STREAMS ? 0 : name,
+				name == VGPU_LEGACY_STREAM ? vgpu_current_context() : NULL);
 }
 
 /* Waits for a stream, so that what it frees can be had. A capture elsewhere in the
@@ -86,8 +107,7 @@ static bool wait_for(void *argument)
 	if (exchanged)
 		exchange(&mode);
 	if (waited)
-		vgpu_pools_synchronised(vgpu_stream_name(order->stream, order->per_thread),
-					NO_DEVICE);
+		vgpu_pools_waited_for(vgpu_stream_name(order->stream, order->per_thread));
 	return waited;
 }
 
@@ -341,6 +361,6 @@ VGPU_EXPORT CUresult cuMemPoolTrimTo(CUmemoryPool pool, size_t keep)
 		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
 	result = real(pool, keep);
 	if (result == CUDA_SUCCESS && vgpu_state() == VGPU_ON)
-		vgpu_pools_synchronised(0, NO_DEVICE);
+		vgpu_pools_synchronised(0, NULL);
 	return result;
 }

@@ -56,7 +56,7 @@ static void let_go_in_order(uint64_t number, uint64_t stream)
 	}
 	vgpu_unlock(&lock);
 	if (last && stream)
-		vgpu_pool_bury(allocation.card, vgpu_current_device(), allocation.bytes, stream);
+		vgpu_pool_bury(allocation.card, allocation.bytes, stream);
 	else if (last)
 		vgpu_release(allocation.card, allocation.bytes);
 }

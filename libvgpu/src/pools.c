@@ -38,6 +38,7 @@ struct vgpu_pool {
 	uint64_t charged;
 	uint64_t outstanding; /* allocations that the program has not freed */
 	uint64_t pending;     /* the stream, or VGPU_ALL_STREAMS, that is to free some */
+	CUcontext context;    /* of that stream */
 };
 
 static struct vgpu_lock lock; /* over all of them, never over a driver call */
@@ -314,11 +315,22 @@ void vgpu_pool_undo(struct vgpu_pool *pool)
 	trim(pool);
 }
 
-static uint64_t both(uint64_t pending, uint64_t stream)
+/* Of streams of several contexts, only the end of the memory itself is waited for. */
+static void expect(struct vgpu_pool *pool, uint64_t stream, CUcontext context)
 {
-	if (!pending || pending == stream)
-		return stream;
-	return stream ? VGPU_ALL_STREAMS : pending;
+	static struct vgpu_pool several;
+
+	if (!stream)
+		return;
+	if (!pool->pending) {
+		pool->pending = stream;
+		pool->context = context;
+		return;
+	}
+	if (pool->pending != stream || pool->context != context)
+		pool->pending = VGPU_ALL_STREAMS;
+	if (pool->context != context)
+		pool->context = (CUcontext)&several; /* nobody's */
 }
 
 /* The last charge of a pool that is no more, if nothing of it is left. */
@@ -335,13 +347,14 @@ static uint64_t last_charge(struct vgpu_pool *pool)
 /* stream: that will free it; 0 = it is free. */
 void vgpu_pool_freed(struct vgpu_pool *pool, uint64_t stream)
 {
+	CUcontext context = vgpu_context_of_stream(stream);
 	struct vgpu_card *card = pool->card;
 	uint64_t charged;
 
 	vgpu_lock(&lock);
 	if (pool->outstanding)
 		pool->outstanding--;
-	pool->pending = both(pool->pending, stream);
+	expect(pool, stream, context);
 	charged = last_charge(pool);
 	vgpu_unlock(&lock);
 	if (!card)
@@ -350,25 +363,30 @@ void vgpu_pool_freed(struct vgpu_pool *pool, uint64_t stream)
 	settle(pool);
 }
 
-/* Memory that is no pool's, but that a stream is to free. */
-void vgpu_pool_bury(struct vgpu_card *card, CUdevice device, uint64_t bytes, uint64_t stream)
+/* Memory that is no pool's, but that a stream is to free. If there is no place to
+ * note it, it stays charged: too much rather than nothing. */
+void vgpu_pool_bury(struct vgpu_card *card, uint64_t bytes, uint64_t stream)
 {
+	CUcontext context = vgpu_context_of_stream(stream);
 	struct vgpu_pool *grave = NULL;
 
 	vgpu_lock(&lock);
 	for (unsigned int i = 0; i < top && !grave; i++)
-		if (pools[i].state == ENDED && pools[i].card == card && pools[i].device == device &&
-		    pools[i].pending == stream && !pools[i].outstanding)
+		if (pools[i].kind == VGPU_NO_POOL && pools[i].card == card &&
+		    pools[i].pending == stream && pools[i].context == context)
 			grave = &pools[i];
 	if (!grave)
 		grave = new_place();
 	if (grave && grave->state == FREE_PLACE)
-		*grave = (struct vgpu_pool){
-			.card = card, .device = device, .state = ENDED, .pending = stream};
+		*grave = (struct vgpu_pool){.card = card,
+					    .kind = VGPU_NO_POOL,
+					    .state = ENDED,
+					    .pending = stream,
+					    .context = context};
 	if (grave)
 		grave->charged += bytes;
 	vgpu_unlock(&lock);
-	vgpu_release(card, grave ? 0 : bytes);
+	vgpu_release(card, 0);
 }
 
 /* ---- their ends */
@@ -402,7 +420,16 @@ void vgpu_pool_ended(struct vgpu_pool *pool, bool success)
 		vgpu_give_back(card, charged);
 }
 
-static void waited(struct vgpu_pool *pool, uint64_t stream, CUdevice device)
+/* The legacy default stream is called the same in every context. */
+static bool is_over(const struct vgpu_pool *pool, uint64_t stream, CUcontext context)
+{
+	if (stream == VGPU_ALL_STREAMS)
+		return pool->context == context;
+	return pool->pending == stream &&
+	       (stream != VGPU_LEGACY_STREAM || pool->context == context);
+}
+
+static void waited(struct vgpu_pool *pool, uint64_t stream, CUcontext context)
 {
 	struct vgpu_card *card;
 	uint64_t charged = 0;
@@ -410,7 +437,7 @@ static void waited(struct vgpu_pool *pool, uint64_t stream, CUdevice device)
 
 	vgpu_lock(&lock);
 	card = pool->card;
-	if (stream == VGPU_ALL_STREAMS ? pool->device == device : pool->pending == stream)
+	if (is_over(pool, stream, context))
 		pool->pending = 0;
 	live = pool->state == LIVE && pool->charged;
 	charged = last_charge(pool);
@@ -421,13 +448,18 @@ static void waited(struct vgpu_pool *pool, uint64_t stream, CUdevice device)
 		settle(pool);
 }
 
-/* The host has waited for a stream, or for all of a device (VGPU_ALL_STREAMS), or
+bool vgpu_pools_exist(void)
+{
+	return atomic_load_explicit(&top, memory_order_relaxed);
+}
+
+/* The host has waited for a stream, or for all of a context (VGPU_ALL_STREAMS), or
  * for something (0): pools may have given back what they kept. */
-void vgpu_pools_synchronised(uint64_t stream, CUdevice device)
+void vgpu_pools_synchronised(uint64_t stream, CUcontext context)
 {
 	for (unsigned int i = 0; i < atomic_load(&top); i++)
 		if (atomic_load((int *)&pools[i].state) != FREE_PLACE)
-			waited(&pools[i], stream, device);
+			waited(&pools[i], stream, context);
 }
 
 /* The device's primary context is gone, and its pools' memory with it. */
@@ -435,9 +467,9 @@ void vgpu_pools_device_ended(CUdevice device)
 {
 	for (unsigned int i = 0; i < atomic_load(&top); i++) {
 		vgpu_lock(&lock);
-		if (pools[i].device == device)
+		if (pools[i].kind != VGPU_NO_POOL && pools[i].device == device)
 			pools[i].outstanding = pools[i].pending = 0;
 		vgpu_unlock(&lock);
 	}
-	vgpu_pools_synchronised(VGPU_ALL_STREAMS, device);
+	vgpu_pools_synchronised(0, NULL);
 }

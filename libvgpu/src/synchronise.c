@@ -5,10 +5,18 @@
  */
 #include "vgpu.h"
 
-static CUresult after(CUresult result, uint64_t stream)
+static CUresult after_context(CUresult result, CUcontext context)
 {
-	if (result == CUDA_SUCCESS && vgpu_state() == VGPU_ON)
-		vgpu_pools_synchronised(stream, vgpu_current_device());
+	if (result == CUDA_SUCCESS && vgpu_state() == VGPU_ON && vgpu_pools_exist())
+		vgpu_pools_synchronised(VGPU_ALL_STREAMS,
+					context ? context : vgpu_current_context());
+	return result;
+}
+
+static CUresult after_stream(CUresult result, uint64_t name)
+{
+	if (result == CUDA_SUCCESS && vgpu_state() == VGPU_ON && vgpu_pools_exist())
+		vgpu_pools_waited_for(name);
 	return result;
 }
 
@@ -16,46 +24,36 @@ VGPU_EXPORT CUresult cuCtxSynchronize(void)
 {
 	__typeof__(&cuCtxSynchronize) real = VGPU_REAL(cuCtxSynchronize);
 
-	return real ? after(real(), VGPU_ALL_STREAMS) : CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
+	return real ? after_context(real(), NULL) : CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
 }
 
-/* Which device the context is on is not asked: it may not be current. */
 VGPU_EXPORT CUresult cuCtxSynchronize_v2(CUcontext context)
 {
 	__typeof__(&cuCtxSynchronize_v2) real = VGPU_REAL(cuCtxSynchronize_v2);
-	__typeof__(&cuCtxGetCurrent) get_current = VGPU_REAL(cuCtxGetCurrent);
-	CUcontext current = NULL;
 
-	if (!real)
-		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
-	if (get_current)
-		get_current(&current);
-	return after(real(context), context == current || !context ? VGPU_ALL_STREAMS : 0);
+	return real ? after_context(real(context), context) : CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
 }
 
 VGPU_EXPORT CUresult cuStreamSynchronize(CUstream stream)
 {
 	__typeof__(&cuStreamSynchronize) real = VGPU_REAL(cuStreamSynchronize);
-	uint64_t name = vgpu_stream_name(stream, false);
 
-	if (!real)
-		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
-	return after(real(stream), name == VGPU_ALL_STREAMS ? 0 : name);
+	return real ? after_stream(real(stream), vgpu_stream_name(stream, false))
+		    : CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
 }
 
 VGPU_EXPORT CUresult cuStreamSynchronize_ptsz(CUstream stream)
 {
 	__typeof__(&cuStreamSynchronize_ptsz) real = VGPU_REAL(cuStreamSynchronize_ptsz);
-	uint64_t name = vgpu_stream_name(stream, true);
 
-	if (!real)
-		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
-	return after(real(stream), name == VGPU_ALL_STREAMS ? 0 : name);
+	return real ? after_stream(real(stream), vgpu_stream_name(stream, true))
+		    : CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
 }
 
+/* Which stream the event was recorded in is not known. */
 VGPU_EXPORT CUresult cuEventSynchronize(CUevent event)
 {
 	__typeof__(&cuEventSynchronize) real = VGPU_REAL(cuEventSynchronize);
 
-	return real ? after(real(event), 0) : CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
+	return real ? after_stream(real(event), 0) : CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
 }

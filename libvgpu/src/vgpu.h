@@ -199,8 +199,10 @@ struct vgpu_pool;
 enum vgpu_pool_kind {
 	VGPU_MEMORY_POOL, /* by its handle */
 	VGPU_GRAPH_POOL,  /* by its device */
+	VGPU_NO_POOL,     /* memory that a stream is to free */
 };
 #define VGPU_ALL_STREAMS UINT64_MAX
+#define VGPU_LEGACY_STREAM UINT64_C(1)
 struct vgpu_pool *vgpu_pool_find(enum vgpu_pool_kind kind, uint64_t handle);
 struct vgpu_pool *vgpu_pool_add(enum vgpu_pool_kind kind, uint64_t handle, CUdevice device);
 struct vgpu_card *vgpu_pool_card(const struct vgpu_pool *pool);
@@ -213,17 +215,19 @@ bool vgpu_pool_leave(struct vgpu_pool *pool, uint64_t reserved, unsigned int all
 		     bool failed);
 void vgpu_pool_undo(struct vgpu_pool *pool);
 void vgpu_pool_freed(struct vgpu_pool *pool, uint64_t stream);
-void vgpu_pool_bury(struct vgpu_card *card, CUdevice device, uint64_t bytes, uint64_t stream);
+void vgpu_pool_bury(struct vgpu_card *card, uint64_t bytes, uint64_t stream);
 struct vgpu_pool *vgpu_pool_end(CUmemoryPool handle);
 void vgpu_pool_ended(struct vgpu_pool *pool, bool success);
 bool vgpu_pools_trim(const struct vgpu_card *card);
-void vgpu_pools_synchronised(uint64_t stream, CUdevice device);
+bool vgpu_pools_exist(void);
+void vgpu_pools_synchronised(uint64_t stream, CUcontext context);
 void vgpu_pools_device_ended(CUdevice device);
 void vgpu_pools_forget_all(void);
 
 /* ---- mem_async.c */
-CUdevice vgpu_current_device(void);
 uint64_t vgpu_stream_name(CUstream stream, bool per_thread);
+CUcontext vgpu_context_of_stream(uint64_t name);
+void vgpu_pools_waited_for(uint64_t name);
 
 /* ---- mem_virtual.c */
 void vgpu_virtual_forget_all(void);

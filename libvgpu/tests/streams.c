@@ -207,6 +207,38 @@ static void contexts(void)
 	IS(used("uid_gpu"), 0);
 }
 
+/* Waiting in one context says nothing of another one's streams. */
+static void two_contexts(void)
+{
+	CUcontext primary, own;
+	CUdeviceptr pointer;
+	CUstream stream;
+
+	use_gpu();
+	OK(cuCtxGetCurrent(&primary));
+	OK(cuStreamCreate(&stream, 0));
+	pointer = must_alloc(2000);
+	occupy(stream, 30);
+	OK(cuMemFreeAsync(pointer, stream));
+	OK(cuCtxCreate_v2(&own, 0, 0));
+	OK(cuCtxSynchronize());
+	OK(cuStreamSynchronize(NULL));
+	IS(used("uid_gpu"), 2000 * MIB);
+	OK(cuCtxSetCurrent(primary));
+	OK(cuCtxSynchronize());
+	IS(used("uid_gpu"), 0);
+	/* A context that ends takes along what its streams were to free. */
+	OK(cuCtxSetCurrent(own));
+	pointer = must_alloc(1000);
+	OK(cuStreamCreate(&stream, 0));
+	occupy(stream, 30);
+	OK(cuMemFreeAsync(pointer, stream));
+	IS(used("uid_gpu"), 1000 * MIB);
+	OK(cuCtxDestroy_v2(own));
+	IS(used("uid_gpu"), 0);
+	IS(card_used(0), 0);
+}
+
 static void hold(void)
 {
 	CUdeviceptr pointer;
@@ -240,6 +272,7 @@ int main(void)
 	OK(in_child(kept));
 	OK(in_child(primed));
 	OK(in_child(contexts));
+	OK(in_child(two_contexts));
 	child = start_child(hold);
 	channel_hear(talk.up[0]);
 	OK(in_child(beside));
