@@ -60,6 +60,7 @@ class Informer:
         label_selector: str = "",
         handler: Handler | None = None,
         keep: Keep | None = None,
+        consistent: bool = False,
     ) -> None:
         """Prepare; `run` starts.
 
@@ -72,6 +73,8 @@ class Informer:
             handler: Hears of every change, after it is in the store.
             keep: What is stored, and told to the handler, instead of whole objects. An object
                 that is no longer kept counts as deleted.
+            consistent: Whether a list must have all that was written before it. The watch cache,
+                from which lists come otherwise, may be older than what another process has seen.
         """
         self.store: dict[tuple[str, str], dict[str, Any]] = {}
         self.synced = asyncio.Event()
@@ -83,6 +86,7 @@ class Informer:
         self._label_selector = label_selector
         self._handler = handler
         self._keep = keep
+        self._consistent = consistent
         self._lists = 0
         self._events = 0
         self._errors = 0
@@ -125,7 +129,7 @@ class Informer:
             namespace=self._namespace,
             field_selector=self._field_selector,
             label_selector=self._label_selector,
-            from_cache=True,
+            from_cache=not self._consistent,
         )
         self._lists += 1
         fresh = {_key(item): item for item in map(self._shorten, items) if item is not None}

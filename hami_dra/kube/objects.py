@@ -45,6 +45,7 @@ PODS: Final = Resource("v1", "Pod", "pods", namespaced=True)
 NODES: Final = Resource("v1", "Node", "nodes", namespaced=False)
 NAMESPACES: Final = Resource("v1", "Namespace", "namespaces", namespaced=False)
 LEASES: Final = Resource("coordination.k8s.io/v1", "Lease", "leases", namespaced=True)
+QUOTAS: Final = Resource("v1", "ResourceQuota", "resourcequotas", namespaced=True)
 CLAIMS: Final = Resource("resource.k8s.io/v1", "ResourceClaim", "resourceclaims", namespaced=True)
 TEMPLATES: Final = Resource(
     "resource.k8s.io/v1", "ResourceClaimTemplate", "resourceclaimtemplates", namespaced=True
@@ -171,12 +172,18 @@ class Api:
         body: Any,
         *,
         namespace: str | None = None,
+        subresource: str = "",
         content_type: str = "application/merge-patch+json",
     ) -> dict[str, Any]:
-        """Patch an object, by JSON merge patch unless told otherwise."""
+        """Patch an object, by JSON merge patch unless told otherwise.
+
+        Raises:
+            ConflictError: The patch has a resourceVersion, and the object another one.
+        """
+        path = resource.path(namespace=namespace, name=name)
         return await self.session.request(
             "PATCH",
-            resource.path(namespace=namespace, name=name),
+            f"{path}/{subresource}" if subresource else path,
             params={"fieldManager": FIELD_MANAGER},
             body=body,
             content_type=content_type,

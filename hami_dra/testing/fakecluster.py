@@ -2,9 +2,10 @@
 
 It knows nothing of any kind: objects are stored by path. What it does as the real one does:
 resourceVersions, UIDs, generateName, optimistic locking, delete preconditions, merge patch,
-server-side apply (as a deep merge; no field ownership), field selectors on plain paths, label
-selectors by equality, watches with bookmarks and 410, dry-run. What it does not: validation,
-defaulting, authorization; those are tested on the real API server (tests/cluster).
+server-side apply (as a deep merge; no field ownership), the status subresource (which writes all of
+an object), field selectors on plain paths, label selectors by equality, watches with bookmarks and
+410, dry-run. What it does not: validation, defaulting, authorization; those are tested on the real
+API server (tests/cluster).
 """
 
 import asyncio
@@ -160,7 +161,7 @@ class FakeCluster:
         if request.method == "POST" and collection:
             return await self._create(request, path)
         if request.method in {"PUT", "PATCH", "DELETE"} and not collection:
-            return await self._change(request, path)
+            return await self._change(request, path.removesuffix("/status"))
         return _status(405, f"{request.method} {path}", "MethodNotAllowed")
 
     def _get(self, path: str) -> web.Response:
@@ -201,7 +202,7 @@ class FakeCluster:
         body = msgspec.json.decode(raw) if raw else {}
         wanted = (body.get("preconditions") or {}) if request.method == "DELETE" else {}
         version = (body.get("metadata") or {}).get("resourceVersion")
-        if request.method == "PUT" and version:
+        if request.method in {"PUT", "PATCH"} and version:
             wanted = {"resourceVersion": version}
         for field, value in wanted.items():
             if known is not None and known["metadata"].get(field) != value:
@@ -312,8 +313,9 @@ def _merge(target: Object, patch: Object) -> Object:
     for key, value in patch.items():
         if value is None:
             target.pop(key, None)
-        elif isinstance(value, dict) and isinstance(target.get(key), dict):
-            _merge(target[key], value)
+        elif isinstance(value, dict):
+            known = target.get(key)
+            target[key] = _merge(known if isinstance(known, dict) else {}, value)
         else:
             target[key] = copy.deepcopy(value)
     return target
