@@ -84,6 +84,10 @@ LABEL_SHARES: Final = "gpu.project-hami.io/shares"
 """``true`` on every pod with a share, for node policies of others."""
 ANNOTATION_ORIGINAL_REQUEST: Final = "gpu.project-hami.io/original-request"
 """JSON of the GPU keys that the webhook removed, by container."""
+ANNOTATION_QUOTA: Final = "gpu.project-hami.io/quota"
+"""``true`` on pods whose namespace limits GPUs: their shares are counted before they are stored."""
+ANNOTATION_RESERVATIONS: Final = "gpu.project-hami.io/quota-reservations"
+"""On a ResourceQuota: what was counted for claims that do not exist yet, see `policy.quota`."""
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "hami-dra"
 LABEL_WEBHOOK_IGNORE: Final = "hami.io/webhook"
@@ -94,6 +98,17 @@ TEMPLATE_NAME_PREFIX: Final = "hami-gpu"
 POD_CLAIM_NAME: Final = "hami-gpu"
 """Name of the entry in ``pod.spec.resourceClaims`` that the webhook adds."""
 FIELD_MANAGER: Final = "hami-dra"
+
+# Objects that Kubernetes writes.
+ANNOTATION_POD_CLAIM: Final = "resource.kubernetes.io/pod-claim-name"
+"""On a claim that was made from a template: the entry of the pod's spec (resource.k8s.io/v1)."""
+
+CLAIM_CONTROLLERS: Final = (
+    "system:serviceaccount:kube-system:resource-claim-controller",
+    "system:kube-controller-manager",
+)
+"""Who makes claims from templates (kube-controller-manager, with and without an account of its
+own for each controller)."""
 
 # CDI kinds ("vendor/class").
 CDI_CLASS_CLAIM: Final = "claim"

@@ -14,11 +14,12 @@ import msgspec
 from hami_dra.contract.errors import UserError
 from hami_dra.contract.names import LABEL_MANAGED_BY, MANAGED_BY, POD_CLAIM_NAME
 from hami_dra.contract.settings import DEFAULT_SETTINGS, AdmissionSettings
+from hami_dra.policy.charge import Takes, read_spec
 from hami_dra.policy.fit import NodeCards
 from hami_dra.policy.podpatch import restore_pod
 from hami_dra.policy.podplan import find_own_rewrite, plan_pod
 from hami_dra.policy.podview import view_pod
-from hami_dra.policy.templates import is_template_name, name_template
+from hami_dra.policy.templates import is_template_name, names_content
 
 Key = tuple[str, str]
 """Namespace and name of a template."""
@@ -36,6 +37,7 @@ class StoredTemplate:
         resource_version: Of the object.
         created_at: Seconds since the epoch by the API server's clock, ``None`` if not known.
         own: Whether admission made it: label, name and content say so.
+        takes: What a claim made from it may take of our cards.
     """
 
     key: Key
@@ -43,6 +45,7 @@ class StoredTemplate:
     resource_version: str
     created_at: float | None
     own: bool
+    takes: Takes = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class PodUse:
         uid: Of the pod.
         templates: Those that it refers to.
         awaits: The template from which its claim has yet to be made, "" if there is none.
+        ended: Whether it will never get a claim any more.
         pod: What decisions read of it, only if it waits.
     """
 
@@ -63,6 +67,7 @@ class PodUse:
     uid: str
     templates: tuple[Key, ...]
     awaits: str = ""
+    ended: bool = False
     pod: Mapping[str, Any] | None = None
 
 
@@ -80,7 +85,8 @@ def read_template(body: Mapping[str, Any]) -> StoredTemplate | None:
         created_at=_read_time(metadata.get("creationTimestamp")),
         own=labelled
         and not metadata.get("deletionTimestamp")
-        and name_template(_strip(body.get("spec") or {})) == name,
+        and names_content(name, body.get("spec") or {}),
+        takes=read_spec((body.get("spec") or {}).get("spec") or {}),
     )
 
 
@@ -103,6 +109,7 @@ def read_use(pod: Mapping[str, Any]) -> PodUse | None:
         uid=str(metadata.get("uid", "")),
         templates=tuple((namespace, name) for name in sorted(set(names.values()))),
         awaits=awaits,
+        ended=_has_ended(pod),
         pod=_shorten(pod) if awaits else None,
     )
 
@@ -185,9 +192,14 @@ def _waits(pod: Mapping[str, Any]) -> bool:
     made = {entry.get("name") for entry in status.get("resourceClaimStatuses") or []}
     return (
         status.get("phase", "Pending") == "Pending"
-        and not pod["metadata"].get("deletionTimestamp")
+        and not _has_ended(pod)
         and POD_CLAIM_NAME not in made
     )
+
+
+def _has_ended(pod: Mapping[str, Any]) -> bool:
+    phase = (pod.get("status") or {}).get("phase")
+    return phase in {"Succeeded", "Failed"} or bool(pod["metadata"].get("deletionTimestamp"))
 
 
 def _shorten(pod: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -197,12 +209,6 @@ def _shorten(pod: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     (view["metadata"]["annotations"] or {}).pop(_LAST_APPLIED, None)
     return view
-
-
-def _strip(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a template's spec without what API servers before 1.34 add to its metadata."""
-    metadata = {k: v for k, v in (spec.get("metadata") or {}).items() if v is not None}
-    return {**spec, "metadata": metadata} if metadata else dict(spec)
 
 
 def _read_time(text: Any) -> float | None:

@@ -7,7 +7,7 @@ was hashed, and a template that somebody else put under the name can be told apa
 
 import hashlib
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -103,6 +103,14 @@ def name_template(spec: dict[str, Any]) -> str:
 def is_template_name(name: Any) -> bool:
     """Whether a name has the form of those that `name_template` gives."""
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
+def names_content(name: Any, spec: Mapping[str, Any]) -> bool:
+    """Whether a template has the name that `name_template` gives to what is stored of its spec."""
+    # API servers before 1.34 add nulls to the metadata.
+    metadata = {k: v for k, v in (spec.get("metadata") or {}).items() if v is not None}
+    content = {**spec, "metadata": metadata} if metadata else dict(spec)
+    return is_template_name(name) and name_template(content) == name
 
 
 def _request(
