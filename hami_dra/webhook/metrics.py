@@ -31,3 +31,16 @@ class WebhookMetrics:
             ["result"],
             registry=self.registry,
         )
+        self.charges = Counter(
+            "hami_dra_webhook_quota_charges",
+            "Pods and claims held against the quotas of their namespaces, by result; postponed: it "
+            "could not be told.",
+            ["result"],
+            registry=self.registry,
+        )
+        self.quota_writes = Counter(
+            "hami_dra_webhook_quota_writes",
+            "Writes of a ResourceQuota's count by result; conflict: somebody was faster.",
+            ["result"],
+            registry=self.registry,
+        )

@@ -14,8 +14,10 @@ from hami_dra.service.clock import SystemClock
 from hami_dra.service.http import Readiness, serve_health
 from hami_dra.service.supervise import Supervisor
 from hami_dra.webhook.certs import ServingCertificate
+from hami_dra.webhook.charge import PodChargeReviewer
 from hami_dra.webhook.metrics import WebhookMetrics
 from hami_dra.webhook.mutate import PodReviewer
+from hami_dra.webhook.quota import QuotaLedger
 from hami_dra.webhook.server import build_app, serve_reviews
 from hami_dra.webhook.templatestore import TemplateStore
 from hami_dra.webhook.validate import ClaimReviewer
@@ -24,6 +26,7 @@ _log = structlog.get_logger(__name__)
 
 PATH_PODS = "/mutate-pods"
 PATH_CLAIMS = "/validate-claims"
+PATH_CHARGES = "/validate-pods"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +75,26 @@ async def serve(settings: Settings, api: Api, supervisor: Supervisor) -> AsyncIt
     readiness = Readiness("serving")
     certificate = ServingCertificate(settings.certificate_dir, metrics)
     inventory = Inventory(api)
-    pods = PodReviewer(TemplateStore(api, SystemClock()), inventory.nodes, settings.admission)
-    claims = ClaimReviewer(
-        inventory.nodes, allow_disable_control=settings.admission.allow_disable_control
+    clock = SystemClock()
+    ledger = QuotaLedger(api, clock, metrics, settings.admission.nvidia)
+    pods = PodReviewer(
+        TemplateStore(api, clock), inventory.nodes, settings.admission, ledger.limits
     )
-    app = build_app({PATH_PODS: pods.review, PATH_CLAIMS: claims.review}, metrics)
+    charges = PodChargeReviewer(api, ledger, inventory.nodes, settings.admission)
+    claims = ClaimReviewer(
+        inventory.nodes,
+        ledger,
+        allow_disable_control=settings.admission.allow_disable_control,
+    )
+    reviewers = {
+        PATH_PODS: pods.review,
+        PATH_CHARGES: charges.review,
+        PATH_CLAIMS: claims.review,
+    }
+    app = build_app(reviewers, metrics)
     supervisor.spawn("certificate", certificate.run())
     supervisor.spawn("slices", inventory.run())
+    supervisor.spawn("quotas", ledger.run())
     async with (
         serve_health(
             settings.health_host, settings.health_port, readiness, metrics.registry

@@ -33,6 +33,12 @@ class Kind(msgspec.Struct, frozen=True):
     kind: str = ""
 
 
+class UserInfo(msgspec.Struct, frozen=True):
+    """Who asks."""
+
+    username: str = ""
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """``request`` of an AdmissionReview, as far as it is used."""
 
@@ -41,6 +47,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     operation: str = ""
     namespace: str = ""
     name: str = ""
+    user_info: UserInfo = UserInfo()
     dry_run: bool | None = None
     object: dict[str, Any] | None = None
     old_object: dict[str, Any] | None = None

@@ -17,16 +17,24 @@ from hami_dra.policy.native import write_exception
 from hami_dra.policy.selectors import quote
 
 _OBJECTS: Final = (
-    (DEVICE_CLASSES, "deviceclass.yaml", ""),
-    (MUTATING_WEBHOOKS, "mutatingwebhook.yaml", "/mutate-pods"),
-    (VALIDATING_WEBHOOKS, "validatingwebhook.yaml", "/validate-claims"),
+    (DEVICE_CLASSES, "deviceclass.yaml"),
+    (MUTATING_WEBHOOKS, "mutatingwebhook.yaml"),
+    (VALIDATING_WEBHOOKS, "validatingwebhook.yaml"),
 )
+_CHARGES: Final = "charges.gpu.project-hami.io"
+_PATHS: Final = {
+    "pods.gpu.project-hami.io": "/mutate-pods",
+    "claims.gpu.project-hami.io": "/validate-claims",
+    _CHARGES: "/validate-pods",
+}
 _GPU_KEYS: Final = "GPU_KEYS"
 """Stands in an expression for the list of resource names."""
 _GPU_PREFIXES: Final = "GPU_PREFIXES"
 """Stands in an expression for the list of how further resource names begin."""
 _GPU_ANNOTATIONS: Final = "GPU_ANNOTATIONS"
 """Stands in an expression for the list of annotations by which pods ask for cards."""
+_POD_IS_IGNORED: Final = "POD_IS_IGNORED"
+"""Stands for whether a label keeps a pod away from the webhook that rewrites pods."""
 _NAMESPACE_NAME: Final = "kubernetes.io/metadata.name"
 """Label that the API server puts on every namespace."""
 _OTHER_PODS_SECONDS: Final = 2
@@ -70,22 +78,28 @@ def render_objects(
 
     The class comes first: a pod admitted before it exists would wait for it.
     """
+    namespaces: dict[str, Any] = {}
     fillings = _list_fillings(admission)
     if "nvidia" in admission.dialects:
         yield DEVICE_CLASSES, _load("deviceclass-mig.yaml")
-    for resource, file, path in _OBJECTS:
+    for resource, file in _OBJECTS:
         body = _load(file)
         if resource is DEVICE_CLASSES and admission.native_whole_cards:
             body["spec"]["extendedResourceName"] = admission.nvidia.resource_count_name
-        for webhook in body.get("webhooks", ()):
-            webhook["clientConfig"] = address.client_config(path, ca_bundle)
+        webhooks = body.get("webhooks", ())
+        for webhook in webhooks:
+            webhook["clientConfig"] = address.client_config(_PATHS[webhook["name"]], ca_bundle)
+            if resource is MUTATING_WEBHOOKS:
+                _choose_pods(webhook, admission)
+                fillings[_POD_IS_IGNORED] = _write_unselected(webhook["objectSelector"])
+                namespaces = webhook["namespaceSelector"]
+            elif webhook["name"] == _CHARGES:
+                webhook["namespaceSelector"] = namespaces
             for condition in webhook["matchConditions"]:
                 for placeholder, text in fillings.items():
                     condition["expression"] = condition["expression"].replace(placeholder, text)
-            if resource is MUTATING_WEBHOOKS:
-                _choose_pods(webhook, admission)
         if resource is MUTATING_WEBHOOKS and admission.nvidia.overwrite_env:
-            body["webhooks"].append(_see_other_pods(body["webhooks"][0]))
+            webhooks.append(_see_other_pods(webhooks[0]))
         yield resource, body
 
 
@@ -112,6 +126,17 @@ def _choose_pods(webhook: dict[str, Any], admission: AdmissionSettings) -> None:
 
 def _write_list(texts: Iterable[str]) -> str:
     return f"[{', '.join(map(quote, texts))}]"
+
+
+def _write_unselected(selector: Mapping[str, Any]) -> str:
+    """Return an expression for what a selector, of NotIn terms only, leaves out."""
+    labels = "object.metadata.labels"
+    terms = [
+        f"{quote(term['key'])} in {labels} && "
+        f"{labels}[{quote(term['key'])}] in {_write_list(term['values'])}"
+        for term in selector["matchExpressions"]
+    ]
+    return f"(has({labels}) && ({' || '.join(f'({term})' for term in terms)}))"
 
 
 def _leave_alone(webhook: dict[str, Any], namespaces: Iterable[str]) -> None:

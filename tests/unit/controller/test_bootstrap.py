@@ -18,7 +18,7 @@ from hami_dra.kube import Api
 from hami_dra.kube.objects import DEVICE_CLASSES, MUTATING_WEBHOOKS, VALIDATING_WEBHOOKS
 from hami_dra.service.clock import SystemClock
 from hami_dra.testing.fakecluster import FakeCluster
-from hami_dra.webhook.process import PATH_CLAIMS, PATH_PODS
+from hami_dra.webhook.process import PATH_CHARGES, PATH_CLAIMS, PATH_PODS
 from hami_dra.webhook.server import REVIEW_SECONDS
 
 _URL = WebhookAddress(url="https://127.0.0.1:8443/")
@@ -114,7 +114,34 @@ def test_the_manifests_say_what_the_code_says() -> None:
             "values": ["ignore"],
         }
     assert pods["sideEffects"] == "NoneOnDryRun"
-    assert claims["sideEffects"] == "None"
+    assert claims["sideEffects"] == "NoneOnDryRun"
+
+
+def test_the_conditions_say_what_the_code_says() -> None:
+    _, (_, mutating), (_, validating) = render_objects(_URL, b"")
+    (pods,) = mutating["webhooks"]
+    claims, charges = validating["webhooks"]
+    assert charges["clientConfig"]["url"] == f"https://127.0.0.1:8443{PATH_CHARGES}"
+    assert charges["failurePolicy"] == "Fail"
+    assert charges["sideEffects"] == "NoneOnDryRun"
+    assert charges["namespaceSelector"] == pods["namespaceSelector"]
+    assert "objectSelector" not in charges, "a label of the pod's author hides nothing"
+    by_controller, _ = (each["expression"] for each in claims["matchConditions"])
+    assert all(f'"{name}"' in by_controller for name in names.CLAIM_CONTROLLERS)
+    assert f'object.metadata.labels["{names.LABEL_MANAGED_BY}"] == "{names.MANAGED_BY}"' in (
+        by_controller
+    )
+    ours = f'c.resourceClaimTemplateName.startsWith("{names.TEMPLATE_NAME_PREFIX}-")'
+    has_claim, marked = (each["expression"] for each in charges["matchConditions"])
+    assert ours in has_claim
+    assert ours in pods["matchConditions"][0]["expression"]
+    assert f'"{names.ANNOTATION_QUOTA}" in object.metadata.annotations' in marked
+    labels = "object.metadata.labels"
+    assert f'{labels}["{names.LABEL_WEBHOOK_IGNORE}"] in ["ignore"]' in marked
+    admission = decode_settings({"dialects": ["hami", "vgpu-manager"]})
+    *_, (_, validating) = render_objects(_URL, b"", admission)
+    marked = validating["webhooks"][1]["matchConditions"][1]["expression"]
+    assert f'{labels}["{names.LABEL_VGPU_MANAGER_IGNORE}"] in ["true"]' in marked
 
 
 def test_renamed_resources_reach_the_webhook(tmp_path: Path) -> None:
