@@ -1,4 +1,4 @@
-"""One term of leadership over the templates: unused ones go, missing ones come back."""
+"""One term of leadership: unused templates go, missing ones come back, quotas are counted."""
 
 import asyncio
 from collections import defaultdict
@@ -10,10 +10,12 @@ import structlog
 from hami_dra.contract.names import LABEL_MANAGED_BY, MANAGED_BY
 from hami_dra.contract.settings import DEFAULT_SETTINGS, AdmissionSettings
 from hami_dra.controller.metrics import ControllerMetrics
+from hami_dra.controller.quota import QuotaCounter
 from hami_dra.controller.restore import Restorer
 from hami_dra.kube import Api, ApiError, ConflictError, Informer, NotFoundError
 from hami_dra.kube.inventory import Inventory
 from hami_dra.kube.objects import PODS, TEMPLATES
+from hami_dra.policy.charge import Takes
 from hami_dra.policy.collection import (
     Key,
     PodUse,
@@ -81,6 +83,14 @@ class Collector:
         self._deleted = 0
         self._idle_since: dict[Key, float] = {}
         self._inventory = Inventory(api)
+        self._quotas = QuotaCounter(
+            api,
+            clock,
+            metrics,
+            settings=settings.nvidia,
+            inventory=self._inventory,
+            templates=self._find_takes,
+        )
         self._templates = Informer(
             api,
             TEMPLATES,
@@ -88,7 +98,8 @@ class Collector:
             keep=_keep_template,
             handler=self._hear_template,
         )
-        self._pods = Informer(api, PODS, keep=_keep_pod, handler=self._hear_pod)
+        # What waits for its claim must not be less than the leader before knew: it is counted.
+        self._pods = Informer(api, PODS, keep=_keep_pod, handler=self._hear_pod, consistent=True)
         self._restorer = Restorer(
             api,
             clock,
@@ -109,12 +120,13 @@ class Collector:
         )
 
     async def run(self) -> None:
-        """Watch, delete and make again until cancelled."""
+        """Watch, delete, make again and count until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.watch(), name="collect-watch")
             await self.wait_synced()
             _log.info("collect.started", templates=len(self._templates.store))
             group.create_task(self._restorer.run(), name="collect-restore")
+            group.create_task(self._quotas.run(), name="collect-quotas")
             group.create_task(self._watch_cards(), name="collect-cards")
             group.create_task(self._sweep_forever(), name="collect-sweep")
 
@@ -170,10 +182,11 @@ class Collector:
             await asyncio.sleep(min(max(self._age_seconds / 4, low), high))
 
     async def _watch_cards(self) -> None:
-        """Templates of percentages may be found out when other cards are published."""
+        """Tell those to whom other cards make a difference."""
         while True:
             self._inventory.changed.clear()
-            self._restorer.wake()
+            self._restorer.wake()  # templates of percentages
+            self._quotas.note_cards()
             await self._inventory.changed.wait()
 
     async def _delete_all(self, namespace: str, templates: list[StoredTemplate]) -> None:
@@ -205,6 +218,10 @@ class Collector:
         self._metrics.deletions.labels("deleted").inc()
         _log.info("template.deleted", namespace=namespace, template=name)
 
+    def _find_takes(self, key: Key) -> Takes | None:
+        item = self._templates.store.get(key)
+        return item["template"].takes if item and item["template"].own else None
+
     def _hear_template(self, event: str, item: dict[str, Any]) -> None:
         del item
         if event == "DELETED":
@@ -216,6 +233,7 @@ class Collector:
         for key in use.templates:
             self._idle_since.pop(key, None)
         self._restorer.note(use, gone=event == "DELETED")
+        self._quotas.note_pod(use, gone=event == "DELETED")
 
 
 def _keep_template(body: dict[str, Any]) -> dict[str, Any] | None:

@@ -37,6 +37,18 @@ class ControllerMetrics:
             ["result"],
             registry=self.registry,
         )
+        self.quotas = Gauge(
+            "hami_dra_controller_quotas",
+            "ResourceQuotas that limit GPUs.",
+            registry=self.registry,
+        )
+        self.recounts = Counter(
+            "hami_dra_controller_quota_recounts",
+            "Counts of a ResourceQuota that were not as they should be, by result of writing them "
+            "anew; conflict: somebody was faster.",
+            ["result"],
+            registry=self.registry,
+        )
 
     def lead(self, leading: bool) -> None:  # noqa: FBT001 - a callback's only argument
         """Note whether this process leads; one that does not knows nothing."""
@@ -44,3 +56,4 @@ class ControllerMetrics:
         if not leading:
             self.templates.clear()
             self.missing.set(0)
+            self.quotas.set(0)
