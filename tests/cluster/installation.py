@@ -18,7 +18,13 @@ NAMESPACE = "hami-dra"
 WEBHOOK = "https://127.0.0.1:8443"
 WEBHOOK_HEALTH = "http://127.0.0.1:8081"
 CONTROLLER_HEALTH = "http://127.0.0.1:8082"
+REPLICA_PORT = 8453
 _COMMAND = (sys.executable, "-m", "hami_dra")
+
+
+def replica_health(number: int) -> str:
+    """Return where one of several webhook processes answers for its health and metrics."""
+    return f"http://127.0.0.1:{8091 + number}"
 
 
 class Installation:
@@ -46,11 +52,15 @@ class Installation:
         for name in ("namespace.yaml", "rbac.yaml", "slices-policy.yaml"):
             self.cluster.apply((ROOT / "deploy" / "manifests" / name).read_text())
 
-    def start_webhook(self, settings: Mapping[str, Any] | None = None) -> None:
+    def start_webhook(
+        self, settings: Mapping[str, Any] | None = None, *, replicas: int = 1
+    ) -> None:
         """Make certificates, register the webhooks and serve them.
 
         Args:
             settings: Content of the admission configuration; the defaults without.
+            replicas: Number of processes. One is called ``webhook``; several are called
+                ``webhook-0`` and so on, behind a ``balancer`` as behind a Service.
         """
         certificates = str(self.state / "webhook-certs")
         config = self._write_config(settings)
@@ -59,16 +69,30 @@ class Installation:
             *config,
             account="hami-dra-controller",
         )  # fmt: skip
+        options = ["--cert-dir", certificates, *config]
+        address = WEBHOOK.removeprefix("https://")
+        if replicas == 1:
+            self._start_replica("webhook", address, WEBHOOK_HEALTH, options)
+            return
+        targets = [f"127.0.0.1:{REPLICA_PORT + number}" for number in range(replicas)]
+        for number, target in enumerate(targets):
+            self._start_replica(f"webhook-{number}", target, replica_health(number), options)
         self.cluster.start_process(
-            "webhook",
+            "balancer",
+            [sys.executable, "-m", "tests.cluster.balancer", address, *targets],
+            {"PYTHONPATH": str(ROOT)},
+        )
+
+    def _start_replica(self, name: str, address: str, health: str, options: list[str]) -> None:
+        self.cluster.start_process(
+            name,
             [
-                *_COMMAND, "webhook", "--cert-dir", certificates,
-                "--listen", WEBHOOK.removeprefix("https://"),
-                "--health-listen", WEBHOOK_HEALTH.removeprefix("http://"),
+                *_COMMAND, "webhook", "--listen", address,
+                "--health-listen", health.removeprefix("http://"),
                 "--kubeconfig", self.kubeconfig("hami-dra-webhook"),
-                *config,
+                *options,
             ],
-            ready=f"{WEBHOOK_HEALTH}/readyz",
+            ready=f"{health}/readyz",
         )  # fmt: skip
 
     def start_controller(self, *, template_age_seconds: float = 3600.0) -> None:
