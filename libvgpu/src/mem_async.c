@@ -90,22 +90,27 @@ void vgpu_pools_waited_for(uint64_t name)
 				name == VGPU_LEGACY_STREAM ? vgpu_current_context() : NULL);
 }
 
-/* Waits for a stream, so that what it frees can be had. A capture elsewhere in the
- * process must not be spoilt by a call that its program never made. */
+/* A capture elsewhere in the process must not be spoilt by a call that its program
+ * never made. Returns the mode to go back to, or -1. */
+int vgpu_capture_mode(int mode)
+{
+	__typeof__(&cuThreadExchangeStreamCaptureMode) exchange =
+		VGPU_REAL(cuThreadExchangeStreamCaptureMode);
+
+	return mode >= 0 && exchange && exchange(&mode) == CUDA_SUCCESS ? mode : -1;
+}
+
+/* Waits for a stream, so that what it frees can be had. */
 static bool wait_for(void *argument)
 {
 	struct order *order = argument;
 	__typeof__(&cuStreamSynchronize) synchronise = order->per_thread
 							       ? VGPU_REAL(cuStreamSynchronize_ptsz)
 							       : VGPU_REAL(cuStreamSynchronize);
-	__typeof__(&cuThreadExchangeStreamCaptureMode) exchange =
-		VGPU_REAL(cuThreadExchangeStreamCaptureMode);
-	int mode = CU_STREAM_CAPTURE_MODE_RELAXED;
-	bool exchanged = exchange && exchange(&mode) == CUDA_SUCCESS;
+	int mode = vgpu_capture_mode(CU_STREAM_CAPTURE_MODE_RELAXED);
 	bool waited = synchronise && synchronise(order->stream) == CUDA_SUCCESS;
 
-	if (exchanged)
-		exchange(&mode);
+	vgpu_capture_mode(mode);
 	if (waited)
 		vgpu_pools_waited_for(vgpu_stream_name(order->stream, order->per_thread));
 	return waited;

@@ -232,12 +232,17 @@ static bool is_charged(unsigned int i, const struct vgpu_card *card)
 bool vgpu_pools_trim(const struct vgpu_card *card)
 {
 	bool any = false;
+	int mode;
 
+	if (!vgpu_pools_exist())
+		return false;
+	mode = vgpu_capture_mode(CU_STREAM_CAPTURE_MODE_RELAXED);
 	for (unsigned int i = 0; i < atomic_load(&top); i++)
 		if (is_charged(i, card)) {
 			trim(&pools[i]);
 			any = true;
 		}
+	vgpu_capture_mode(mode);
 	return any;
 }
 

@@ -228,6 +228,7 @@ void vgpu_pools_forget_all(void);
 uint64_t vgpu_stream_name(CUstream stream, bool per_thread);
 CUcontext vgpu_context_of_stream(uint64_t name);
 void vgpu_pools_waited_for(uint64_t name);
+int vgpu_capture_mode(int mode);
 
 /* ---- mem_virtual.c */
 void vgpu_virtual_forget_all(void);

@@ -83,6 +83,18 @@ static CUresult alloc_async(uint64_t *piece)
 	return result;
 }
 
+static CUresult alloc_from_pool(uint64_t *piece)
+{
+	CUdeviceptr pointer = 0;
+	CUmemoryPool pool;
+	CUresult result;
+
+	OK(cuDeviceGetDefaultMemPool(&pool, 0));
+	result = cuMemAllocFromPoolAsync_ptsz(&pointer, PIECE, pool, NULL);
+	*piece = pointer;
+	return result;
+}
+
 static CUresult free_async(uint64_t piece)
 {
 	CUresult result = cuMemFreeAsync(piece, NULL);
@@ -130,6 +142,22 @@ static CUresult drop_levels(uint64_t piece)
 	return cuMipmappedArrayDestroy((CUmipmappedArray)(uintptr_t)piece);
 }
 
+static CUresult import(uint64_t *piece)
+{
+	CUDA_EXTERNAL_MEMORY_HANDLE_DESC what = {.type = CU_EXTERNAL_MEMORY_HANDLE_TYPE_OPAQUE_FD,
+						 .size = PIECE};
+	CUexternalMemory memory = NULL;
+	CUresult result = cuImportExternalMemory(&memory, &what);
+
+	*piece = (uintptr_t)memory;
+	return result;
+}
+
+static CUresult drop_import(uint64_t piece)
+{
+	return cuDestroyExternalMemory((CUexternalMemory)(uintptr_t)piece);
+}
+
 /* The executable graph is not kept: its memory stays until it is freed. */
 static CUresult launch(uint64_t *piece)
 {
@@ -169,6 +197,8 @@ static const struct way ways[] = {
 	{"cuArray3DCreate_v2", make_solid, drop_array},
 	{"cuMipmappedArrayCreate", make_levels, drop_levels},
 	{"cuMemAllocAsync", alloc_async, free_async},
+	{"cuMemAllocFromPoolAsync_ptsz", alloc_from_pool, free_async},
+	{"cuImportExternalMemory", import, drop_import},
 	{"cuGraphLaunch", launch, free_and_trim},
 };
 static const struct way *way;

@@ -239,6 +239,41 @@ static void two_contexts(void)
 	IS(card_used(0), 0);
 }
 
+/* A pool that grows in greater steps than is known: it is charged what it took, or
+ * the memory goes back; and the next time it is known. */
+static void coarse(void)
+{
+	static const char step[] = "pool_step_mib = 32\n"; /* of the last card */
+	FILE *file = fopen(world_path("sim/cards.ini"), "ae");
+	CUdeviceptr pointer, first, refused = 0xabc;
+	CUcontext context;
+
+	CHECK(file && fputs(step, file) >= 0);
+	fclose(file);
+	OK(cuInit(0));
+	OK(cuDevicePrimaryCtxRetain(&context, 1));
+	OK(cuCtxSetCurrent(context));
+	OK(cuMemAlloc_v2(&pointer, 90 * MIB));
+	IS(cuMemAllocAsync(&refused, MIB, NULL), CUDA_ERROR_OUT_OF_MEMORY);
+	IS(used("uid_second"), 90 * MIB);
+	IS(card_used(1), 90 * MIB);
+	IS(refused, 0xabc);
+	OK(cuMemFree_v2(pointer));
+	OK(cuMemAllocAsync(&first, MIB, NULL));
+	IS(used("uid_second"), 32 * MIB);
+	for (int i = 1; i < 32; i++)
+		OK(cuMemAllocAsync(&pointer, MIB, NULL));
+	IS(used("uid_second"), 32 * MIB);
+	OK(cuMemAlloc_v2(&pointer, 68 * MIB));
+	IS(used("uid_second"), 100 * MIB);
+	/* Full, but what is free in the pool can be had. */
+	OK(cuMemFreeAsync(first, NULL));
+	OK(cuMemAllocAsync(&first, MIB, NULL));
+	IS(cuMemAllocAsync(&refused, MIB, NULL), CUDA_ERROR_OUT_OF_MEMORY);
+	IS(used("uid_second"), 100 * MIB);
+	IS(card_used(1), 100 * MIB);
+}
+
 static void hold(void)
 {
 	CUdeviceptr pointer;
@@ -278,6 +313,7 @@ int main(void)
 	OK(in_child(beside));
 	channel_tell(talk.down[1]);
 	OK(wait_child(child));
+	OK(in_child(coarse));
 	use_gpu();
 	OK(cuMemFree_v2(must_alloc(3000)));
 	return 0;
