@@ -142,9 +142,7 @@ static CUresult enter_one(struct stay *stay, CUdevice device, const struct vgpu_
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	stay->pools[device] = pool;
 	stay->reserved[device] = 0;
-	if (part->owner == vgpu_pool_generation(pool) && part->count == stream)
-		vgpu_pool_enter_again(pool);
-	else
+	if (part->count != stream || !vgpu_pool_enter_again(pool, part->owner))
 		result = vgpu_pool_enter(pool, part->bytes, NULL, NULL, &stay->reserved[device]);
 	if (result == CUDA_SUCCESS)
 		stay->devices |= UINT64_C(1) << device;

@@ -291,10 +291,21 @@ CUresult vgpu_pool_enter(struct vgpu_pool *pool, uint64_t bytes, bool (*wait)(vo
 	return CUDA_SUCCESS;
 }
 
-/* For a call that should not make it grow. */
-void vgpu_pool_enter_again(struct vgpu_pool *pool)
+/* For a call that finds in the pool what it had there in that generation; false if
+ * that is over. From here on nobody gives back what others have reserved, so that
+ * whoever takes this memory has paid for what this call then makes the pool grow by. */
+bool vgpu_pool_enter_again(struct vgpu_pool *pool, uint64_t generation)
 {
-	begin(pool, 0);
+	bool same;
+
+	vgpu_lock(&lock);
+	same = pool->generation == generation;
+	if (same) {
+		pool->in_flight++;
+		pool->generation++;
+	}
+	vgpu_unlock(&lock);
+	return same;
 }
 
 /* After the driver's call. False: the pool grew beyond what is granted. */

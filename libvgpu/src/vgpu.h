@@ -209,7 +209,7 @@ struct vgpu_card *vgpu_pool_card(const struct vgpu_pool *pool);
 CUdevice vgpu_pool_device(const struct vgpu_pool *pool);
 CUresult vgpu_pool_enter(struct vgpu_pool *pool, uint64_t bytes, bool (*wait)(void *),
 			 void *argument, uint64_t *reserved);
-void vgpu_pool_enter_again(struct vgpu_pool *pool);
+bool vgpu_pool_enter_again(struct vgpu_pool *pool, uint64_t generation);
 uint64_t vgpu_pool_generation(const struct vgpu_pool *pool);
 bool vgpu_pool_leave(struct vgpu_pool *pool, uint64_t reserved, unsigned int allocations,
 		     bool failed);

@@ -50,7 +50,10 @@ static void churn(void)
 		if (pointers[i])
 			OK(cuMemFree_v2(pointers[i]));
 		pointers[i] = 0;
-		cuMemAlloc_v2(&pointers[i], (1 + i) * 8 * MIB);
+		if (i % 3 == 0)
+			cuMemAllocAsync(&pointers[i], (1 + i) * 8 * MIB, NULL);
+		else
+			cuMemAlloc_v2(&pointers[i], (1 + i) * 8 * MIB);
 	}
 }
 

@@ -76,6 +76,57 @@ static void *work_by_other_calls(void *argument)
 	return NULL;
 }
 
+/* Graphs and arrays: all threads share the device's pool for graphs. */
+static void run_graph(CUstream stream, uint64_t mib)
+{
+	CUdeviceptr pointer;
+	CUgraphExec exec;
+	CUgraph graph;
+	CUresult result;
+
+	OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
+	OK(cuMemAllocAsync(&pointer, mib * MIB, stream));
+	OK(cuMemFreeAsync(pointer, stream));
+	OK(cuStreamEndCapture(stream, &graph));
+	OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+	for (int i = 0; i < 2; i++) {
+		result = cuGraphLaunch(exec, stream);
+		CHECK(result == CUDA_SUCCESS || result == CUDA_ERROR_OUT_OF_MEMORY);
+	}
+	OK(cuGraphExecDestroy(exec));
+	OK(cuGraphDestroy(graph));
+}
+
+static void make_and_drop_array(uint64_t mib)
+{
+	CUDA_ARRAY_DESCRIPTOR what = {1024, 256 * mib, CU_AD_FORMAT_FLOAT, 1};
+	CUarray array;
+
+	if (cuArrayCreate_v2(&array, &what) == CUDA_SUCCESS)
+		OK(cuArrayDestroy(array));
+}
+
+static void *work_by_graphs(void *argument)
+{
+	uint64_t seed = (uint64_t)(uintptr_t)argument;
+	CUstream stream;
+
+	use_gpu();
+	OK(cuStreamCreate(&stream, 0));
+	for (int round = 0; round < ROUNDS / 4; round++) {
+		uint64_t mib = (1 + (seed >> 40) % 64) * 8;
+
+		seed = seed * 6364136223846793005u + 1442695040888963407u;
+		if (round % 2)
+			run_graph(stream, mib);
+		else
+			make_and_drop_array(mib);
+		if (round % 8 == 0)
+			OK(cuStreamSynchronize(stream));
+	}
+	return NULL;
+}
+
 int main(void)
 {
 	pthread_t threads[THREADS];
@@ -95,7 +146,12 @@ int main(void)
 		OK(pthread_create(&threads[i], NULL, work_by_other_calls, (void *)(i + 1)));
 	for (int i = 0; i < THREADS; i++)
 		OK(pthread_join(threads[i], NULL));
+	for (uintptr_t i = 0; i < THREADS; i++)
+		OK(pthread_create(&threads[i], NULL, work_by_graphs, (void *)(i + 1)));
+	for (int i = 0; i < THREADS; i++)
+		OK(pthread_join(threads[i], NULL));
 	use_gpu();
+	OK(cuDeviceGraphMemTrim(0));
 	OK(cuCtxSynchronize()); /* until then, pools keep what was freed */
 	IS(region->devices[0].used_bytes, 0);
 	CHECK(region->devices[0].peak_bytes <= 3000 * MIB);
