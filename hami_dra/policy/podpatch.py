@@ -133,40 +133,59 @@ def diff(before: Any, after: Any, path: str = "") -> list[Operation]:
     """Return the operations that turn one JSON value into another.
 
     Only add, replace and remove. A list that only grew at its end gets additions; one of the same
-    length is compared element by element; any other is replaced as a whole.
+    length is compared element by element; any other is replaced as a whole. What is the same
+    object on both sides is not looked into.
     """
-    if before is after:
-        return []
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        return _diff_mappings(before, after, path)
-    if isinstance(before, list) and isinstance(after, list) and len(after) >= len(before):
-        operations: list[Operation] = []
-        for index, (old, new) in enumerate(zip(before, after, strict=False)):
-            operations += diff(old, new, f"{path}/{index}")
-        operations += [
-            {"op": "add", "path": f"{path}/-", "value": value} for value in after[len(before) :]
-        ]
-        return operations
+    operations: list[Operation] = []
+    if before is not after:
+        _compare(before, after, path, operations)
+    return operations
+
+
+def _compare(before: Any, after: Any, path: str, operations: list[Operation]) -> None:
+    # Exact classes, which JSON decoding makes: the abstract ones cost more than the comparison.
+    kind = type(before)
+    if kind is type(after):
+        if kind is dict:
+            _compare_objects(before, after, path, operations)
+            return
+        if kind is list:
+            if len(after) >= len(before):
+                _compare_lists(before, after, path, operations)
+                return
+        elif before == after:
+            return
     # 1, 1.0 and True are equal in Python, but not in JSON.
-    if type(before) is type(after) and before == after and not isinstance(before, list):
-        return []
-    return [{"op": "replace", "path": path, "value": after}]
+    operations.append({"op": "replace", "path": path, "value": after})
 
 
-def _diff_mappings(
-    before: Mapping[str, Any], after: Mapping[str, Any], path: str
-) -> list[Operation]:
-    operations: list[Operation] = [
-        {"op": "remove", "path": f"{path}/{_escape(key)}"} for key in before if key not in after
+def _compare_lists(
+    before: list[Any], after: list[Any], path: str, operations: list[Operation]
+) -> None:
+    for index, (old, new) in enumerate(zip(before, after, strict=False)):
+        if old is not new:
+            _compare(old, new, f"{path}/{index}", operations)
+    operations += [
+        {"op": "add", "path": f"{path}/-", "value": value} for value in after[len(before) :]
     ]
+
+
+def _compare_objects(
+    before: dict[str, Any], after: dict[str, Any], path: str, operations: list[Operation]
+) -> None:
+    if not before.keys() <= after.keys():
+        operations += [
+            {"op": "remove", "path": f"{path}/{_escape(key)}"} for key in before if key not in after
+        ]
     for key, value in after.items():
         old = before.get(key, _MISSING)
+        if old is value:
+            continue
         here = f"{path}/{_escape(key)}"
         if old is _MISSING:
             operations.append({"op": "add", "path": here, "value": value})
         else:
-            operations += diff(old, value, here)
-    return operations
+            _compare(old, value, here, operations)
 
 
 def _escape(key: str) -> str:

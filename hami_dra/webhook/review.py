@@ -161,7 +161,9 @@ def _fit_warnings(warnings: tuple[str, ...]) -> list[str]:
     fitted = []
     left = _MOST_WARNING_CHARACTERS
     for warning in warnings:
-        text = "".join(c if c.isprintable() else " " for c in warning)
+        text = warning
+        if not text.isprintable():
+            text = "".join(c if c.isprintable() else " " for c in text)
         if len(text) > _LONGEST_WARNING:
             text = f"{text[: _LONGEST_WARNING - 3]}..."
         if len(text) > left:
