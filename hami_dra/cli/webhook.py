@@ -37,7 +37,7 @@ def webhook(
     from hami_dra.service.logs import configure_logs  # noqa: PLC0415 - keeps --help fast
     from hami_dra.webhook.process import Settings, run  # noqa: PLC0415 - keeps --help fast
 
-    configure_logs(log_level)
+    configure_logs(log_level, batched=True)
     asyncio.run(
         run(
             Settings(
