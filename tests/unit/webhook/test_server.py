@@ -186,6 +186,38 @@ async def test_a_slow_decision_asks_to_try_again(tmp_path: Path) -> None:
         }
 
 
+async def test_a_body_that_does_not_arrive_ends_the_request(tmp_path: Path) -> None:
+    async def allow(_: Request) -> Verdict:
+        return Verdict()
+
+    async with _serving(allow, tmp_path, review_seconds=0.05) as client:
+        trust = ssl.create_default_context()
+        trust.check_hostname = False
+        trust.verify_mode = ssl.CERT_NONE
+        port = int(client.base.rsplit(":", 1)[1])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trust)
+        writer.write(b"POST /mutate-pods HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        assert b" 408 " in await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_body_in_two_parts_is_one_review(tmp_path: Path) -> None:
+    async def allow(_: Request) -> Verdict:
+        return Verdict()
+
+    async with _serving(allow, tmp_path) as client:
+        whole = encode(build_review({}))
+
+        async def body() -> AsyncIterator[bytes]:
+            yield whole[:20]
+            await asyncio.sleep(0)
+            yield whole[20:]
+
+        async with client.http.post(f"{client.base}/mutate-pods", data=body()) as response:
+            assert (await response.json())["response"]["allowed"]
+
+
 async def test_a_review_in_progress_is_finished_on_the_way_out(tmp_path: Path) -> None:
     entered, leave = asyncio.Event(), asyncio.Event()
 
