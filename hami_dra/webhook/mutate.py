@@ -10,8 +10,9 @@ from hami_dra.contract.settings import DEFAULT_SETTINGS, AdmissionSettings
 from hami_dra.kube import ApiError
 from hami_dra.policy.fit import NodeCards, demands_of_shares, warn_unfit
 from hami_dra.policy.limited import mark_limited
+from hami_dra.policy.podcore import take_core
 from hami_dra.policy.podpatch import diff
-from hami_dra.policy.podplan import plan_pod
+from hami_dra.webhook.planmemo import PlanMemo
 from hami_dra.webhook.review import Request, Verdict, deny, fail, postpone
 from hami_dra.webhook.templatestore import TemplateStore
 
@@ -35,7 +36,7 @@ class PodReviewer:
     ) -> None:
         self._templates = templates
         self._limits = limits
-        self._settings = settings
+        self._plans = PlanMemo(settings)
         # From anywhere, so that the replicas of the webhook do not march in step.
         self._rotation = itertools.count(random.randrange(1 << 16))  # noqa: S311 - no secret
         self._nodes = nodes
@@ -51,7 +52,7 @@ class PodReviewer:
         if request.kind.kind != "Pod":
             return deny(f"this address reviews pods, not {request.kind.kind or 'nothing'}")
         try:
-            return await self._rewrite(request, request.object)
+            return await self._rewrite(request, take_core(request.object))
         except UserError as error:
             return deny(f"Pod {request.namespace}/{request.object_name}: {error}")
         except RetryError as error:
@@ -61,7 +62,7 @@ class PodReviewer:
 
     async def _rewrite(self, request: Request, pod: dict[str, Any]) -> Verdict:
         nodes = self._nodes()
-        plan = plan_pod(pod, self._settings, nodes=nodes, rotation=next(self._rotation))
+        plan = self._plans.plan(pod, nodes, next(self._rotation))
         rewritten = pod if plan is None else plan.pod
         marked = mark_limited(rewritten) if self._limits(request.namespace) else rewritten
         if plan is None:

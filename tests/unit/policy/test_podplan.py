@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from hami_dra.contract.errors import UserError
 from hami_dra.contract.settings import DEFAULT_SETTINGS
+from hami_dra.policy.podcore import LEFT_OUT_OF_CONTAINER, LEFT_OUT_OF_SPEC, take_core
 from hami_dra.policy.podpatch import diff
 from hami_dra.policy.podplan import PodPlan, plan_pod
+from hami_dra.policy.podview import Container, PodSpec
 from hami_dra.policy.request import Enforcement, Share, place_shares
 
 KEYS = DEFAULT_SETTINGS.nvidia.keys
@@ -96,6 +98,38 @@ def test_the_patch_leads_to_the_rewritten_pod_which_needs_no_other(pod: dict[str
     assert jsonpatch.apply_patch(pod, plan.patch) == plan.pod
     assert not any(f"'{key}'" in str(plan.pod["spec"]) for key in KEYS)
     assert plan_pod(plan.pod) is None
+
+
+@given(_PODS)
+def test_a_plan_for_the_core_of_a_pod_is_the_plan_for_the_pod(pod: dict[str, Any]) -> None:
+    for container in pod["spec"]["containers"]:
+        container["volumeMounts"] = [{"name": "kube-api-access-x7k2p"}]
+    pod["spec"]["volumes"] = [{"name": "kube-api-access-x7k2p"}]
+    plan = _try_plan(pod)
+    of_core = _try_plan(take_core(pod))
+    assert (plan is None) == (of_core is None)
+    if plan is not None and of_core is not None:
+        assert sorted(map(str, of_core.patch)) == sorted(map(str, plan.patch))
+        assert (of_core.template, of_core.warnings) == (plan.template, plan.warnings)
+        assert jsonpatch.apply_patch(pod, of_core.patch) == plan.pod
+
+
+def test_the_core_has_everything_that_decisions_read() -> None:
+    assert not LEFT_OUT_OF_SPEC & set(PodSpec.__struct_encode_fields__)
+    assert not LEFT_OUT_OF_CONTAINER & set(Container.__struct_encode_fields__)
+
+
+@given(_JSON)
+def test_what_is_no_pod_has_a_core_that_is_refused_alike(value: Any) -> None:
+    for pod in ({"spec": value}, {"metadata": value}, {"spec": {"containers": value}}, {}):
+        errors = []
+        for each in (pod, take_core(pod)):
+            try:
+                plan_pod(each)
+                errors.append("")
+            except UserError as error:
+                errors.append(str(error))
+        assert errors[0] == errors[1]
 
 
 @given(_PODS)
