@@ -99,7 +99,7 @@ class Collector:
             handler=self._hear_template,
         )
         # What waits for its claim must not be less than the leader before knew: it is counted.
-        self._pods = Informer(api, PODS, keep=_keep_pod, handler=self._hear_pod, consistent=True)
+        self._pods = Informer(api, PODS, keep=_keep_pod, handler=self._hear_pod)
         self._restorer = Restorer(
             api,
             clock,

@@ -91,10 +91,9 @@ class QuotaCounter:
         self._inventory = inventory
         self._largest_mib: int | None = None
         self._quotas = Informer(api, QUOTAS, keep=self._keep_quota, handler=self._hear_quota)
-        # A new leader must not know less than the one before it, which has ended reservations.
-        self._claims = Informer(
-            api, CLAIMS, keep=_keep_claim, handler=self._hear_claim, consistent=True
-        )
+        # Lists are consistent, so a new leader does not know less than the one before it, which has
+        # ended reservations.
+        self._claims = Informer(api, CLAIMS, keep=_keep_claim, handler=self._hear_claim)
         self._by_namespace: dict[str, dict[str, ClaimUse]] = {}
         self._templates = templates
         self._made: set[str] = set()

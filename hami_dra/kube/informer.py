@@ -1,8 +1,8 @@
 """A live copy of one collection: list, watch, and again, for as long as the process lives.
 
-Rules (k8s.io/client-go reflector, KEP-365): first list from the watch cache; bookmarks move the
-resume point without events; 410 means list again; a silent connection is opened anew, because a
-dead NAT entry looks exactly like a quiet cluster.
+Rules (k8s.io/client-go reflector, KEP-365): the list comes in pages, and of each only what is kept
+stays in memory; bookmarks move the resume point without events; 410 means list again; a silent
+connection is opened anew, because a dead NAT entry looks exactly like a quiet cluster.
 """
 
 import asyncio
@@ -60,7 +60,6 @@ class Informer:
         label_selector: str = "",
         handler: Handler | None = None,
         keep: Keep | None = None,
-        consistent: bool = False,
     ) -> None:
         """Prepare; `run` starts.
 
@@ -73,8 +72,6 @@ class Informer:
             handler: Hears of every change, after it is in the store.
             keep: What is stored, and told to the handler, instead of whole objects. An object
                 that is no longer kept counts as deleted.
-            consistent: Whether a list must have all that was written before it. The watch cache,
-                from which lists come otherwise, may be older than what another process has seen.
         """
         self.store: dict[tuple[str, str], dict[str, Any]] = {}
         self.synced = asyncio.Event()
@@ -86,7 +83,6 @@ class Informer:
         self._label_selector = label_selector
         self._handler = handler
         self._keep = keep
-        self._consistent = consistent
         self._lists = 0
         self._events = 0
         self._errors = 0
@@ -124,27 +120,33 @@ class Informer:
                 delay = min(delay * 2, high)
 
     async def _list(self) -> str:
-        items, version = await self._api.list(
+        version = ""
+        listed: set[tuple[str, str]] = set()
+        async for page, version in self._api.pages(  # noqa: B007 - the last one is returned
             self._resource,
             namespace=self._namespace,
             field_selector=self._field_selector,
             label_selector=self._label_selector,
-            from_cache=not self._consistent,
-        )
+        ):
+            for item in page:
+                kept = self._shorten(item)
+                if kept is not None:
+                    listed.add(_key(kept))
+                    self._meet(kept)
         self._lists += 1
-        fresh = {_key(item): item for item in map(self._shorten, items) if item is not None}
-        for key in [key for key in self.store if key not in fresh]:
+        for key in [key for key in self.store if key not in listed]:
             self._apply("DELETED", self.store[key])
-        for key, item in fresh.items():
-            known = self.store.get(key)
-            if known is None:
-                self._apply("ADDED", item)
-            elif _version(known) != _version(item):
-                self._apply("MODIFIED", item)
         if not self.synced.is_set():
             self.synced.set()
             self.changed.set()
         return version
+
+    def _meet(self, item: dict[str, Any]) -> None:
+        known = self.store.get(_key(item))
+        if known is None:
+            self._apply("ADDED", item)
+        elif _version(known) != _version(item):
+            self._apply("MODIFIED", item)
 
     async def _watch(self, version: str) -> str:
         """Follow from a version; return where to resume, "" to list again."""

@@ -1,13 +1,14 @@
 """Verbs on Kubernetes objects: get, list, create, apply, replace, patch, delete."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from hami_dra.contract.names import FIELD_MANAGER
 from hami_dra.kube.session import ApiSession
 
-_PAGE_SIZE: Final = 500
+_PAGE_SIZE: Final = 100
+"""A page of slices is then about a megabyte, and decoding it holds nothing else up for long."""
 
 
 @dataclass(frozen=True)
@@ -90,34 +91,55 @@ class Api:
         namespace: str | None = None,
         field_selector: str = "",
         label_selector: str = "",
-        from_cache: bool = False,
     ) -> tuple[list[dict[str, Any]], str]:
-        """Return all objects of a collection and its resourceVersion, page by page.
+        """Return all objects of a collection and its resourceVersion; see `pages`."""
+        items: list[dict[str, Any]] = []
+        version = ""
+        async for page, version in self.pages(  # noqa: B007 - the last one is returned
+            resource,
+            namespace=namespace,
+            field_selector=field_selector,
+            label_selector=label_selector,
+        ):
+            items += page
+        return items, version
+
+    async def pages(
+        self,
+        resource: Resource,
+        *,
+        namespace: str | None = None,
+        field_selector: str = "",
+        label_selector: str = "",
+    ) -> AsyncIterator[tuple[Sequence[dict[str, Any]], str]]:
+        """Yield a collection page by page, each with the collection's resourceVersion.
+
+        All pages show the same moment. Since Kubernetes 1.34 the API server serves them from its
+        memory, fresh (KEP-2340, KEP-4988), so this costs little more than a list that may be old,
+        which has no pages: those hold the whole collection in memory at both ends.
 
         Args:
             resource: What to list.
             namespace: One namespace, or all.
             field_selector: Kubernetes field selector.
             label_selector: Kubernetes label selector.
-            from_cache: Accept the API server's watch cache (resourceVersion "0"): cheap, perhaps
-                a moment old. Right before a watch; wrong before a decision to delete.
+
+        Raises:
+            GoneError: The caller took so long that the moment is forgotten; begin again.
         """
         params = {"limit": str(_PAGE_SIZE)}
         if field_selector:
             params["fieldSelector"] = field_selector
         if label_selector:
             params["labelSelector"] = label_selector
-        if from_cache:
-            params = {k: v for k, v in params.items() if k != "limit"} | {"resourceVersion": "0"}
-        items: list[dict[str, Any]] = []
         while True:
             page = await self.session.request(
                 "GET", resource.path(namespace=namespace), params=params, timeout_seconds=30
             )
-            items += page.get("items") or []
-            metadata = page.get("metadata", {})
+            metadata = page.get("metadata") or {}
+            yield page.get("items") or [], str(metadata.get("resourceVersion", ""))
             if not metadata.get("continue"):
-                return items, str(metadata.get("resourceVersion", ""))
+                return
             params["continue"] = metadata["continue"]
 
     async def create(

@@ -4,8 +4,8 @@ It knows nothing of any kind: objects are stored by path. What it does as the re
 resourceVersions, UIDs, generateName, optimistic locking, delete preconditions, merge patch,
 server-side apply (as a deep merge; no field ownership), the status subresource (which writes all of
 an object), field selectors on plain paths, label selectors by equality, watches with bookmarks and
-410, dry-run. What it does not: validation, defaulting, authorization; those are tested on the real
-API server (tests/cluster).
+410, pages, dry-run. What it does not: validation, defaulting, authorization; those are tested on the
+real API server (tests/cluster).
 """
 
 import asyncio
@@ -169,14 +169,21 @@ class FakeCluster:
         return _not_found(path) if item is None else web.json_response(item)
 
     def _list(self, request: web.Request, path: str) -> web.Response:
-        items = [
-            item
+        version, _, after = request.query.get("continue", "").partition(" ")
+        version = version or str(self._version)
+        if int(version) < self._oldest:
+            return _status(410, "the continue token is too old", "Expired")
+        found = [
+            (key, item)
             for key, item in sorted(self._objects.items())
-            if _belongs(key, path) and _selected(item, request.query)
+            if key > after and _belongs(key, path) and _selected(item, request.query)
         ]
-        return web.json_response(
-            {"kind": "List", "metadata": {"resourceVersion": str(self._version)}, "items": items}
-        )
+        limit = int(request.query.get("limit") or 0) or len(found)
+        metadata = {"resourceVersion": version}
+        if len(found) > limit:
+            metadata["continue"] = f"{version} {found[limit - 1][0]}"
+        items = [item for _, item in found[:limit]]
+        return web.json_response({"kind": "List", "metadata": metadata, "items": items})
 
     async def _create(self, request: web.Request, path: str) -> web.Response:
         body = await request.json()

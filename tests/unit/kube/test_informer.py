@@ -136,6 +136,21 @@ async def test_compacted_history_is_listed_again_and_deletions_are_noticed() -> 
         assert informer.statistics().lists >= 2
 
 
+async def test_a_list_of_many_pages_is_whole_however_it_is_interrupted() -> None:
+    names = {f"s-{number:03}" for number in range(250)}
+    async with FakeCluster() as cluster:
+        for name in names:
+            await cluster.put(SLICES, slice_named(name))
+        turns = iter([None, 410, None, None, 500])
+        cluster.fault = lambda _method, _path: next(turns, None)
+
+        async with running(Informer(cluster.api(), SLICES)) as informer:
+            assert {name for _, name in informer.store} == names
+            assert informer.statistics().errors == 2
+            assert informer.statistics().events == 250
+            assert informer.statistics().lists == 1
+
+
 async def test_server_errors_are_outlived() -> None:
     async with FakeCluster() as cluster:
         failures = iter([500, 503, 429])
