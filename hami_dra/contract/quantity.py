@@ -7,6 +7,7 @@ form never loses precision downwards), or refused where the caller asks for an e
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 from typing import Final
 
 _BINARY: Final = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
@@ -31,9 +32,17 @@ def parse_quantity(text: str | int) -> Fraction:
         raise ValueError(f"{text!r} is not a quantity")  # noqa: TRY004 - one error for bad input
     if isinstance(text, int):
         return Fraction(text)
-    match = _PATTERN.fullmatch(text) if len(text) <= _LONGEST else None
-    if match is None:
+    if len(text) > _LONGEST:
         raise ValueError(f"{text[:_LONGEST]!r} is not a quantity")
+    return _parse(text)
+
+
+@lru_cache(maxsize=1024)
+def _parse(text: str) -> Fraction:
+    # Remembered, because the cards of a cluster have few sizes, each written thousands of times.
+    match = _PATTERN.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a quantity")
     number = Fraction(match["number"])
     suffix = match["suffix"] or ""
     if suffix in _BINARY:

@@ -44,3 +44,26 @@ async def test_equal_nodes_are_one_shape_and_changes_are_followed() -> None:
         await inventory.changed.wait()
         assert inventory.nodes() == frozenset({(_card(1024), _card(2048))})
         task.cancel()
+
+
+async def test_a_slice_that_says_the_same_again_changes_nothing() -> None:
+    async with FakeCluster() as cluster, asyncio.timeout(10):
+        await cluster.put(SLICES, _slice("a-1", "a", "2Gi"))
+        await cluster.put(SLICES, _slice("b-1", "b", "2Gi"))
+        inventory = Inventory(cluster.api())
+        task = asyncio.create_task(inventory.run())
+        await inventory.wait_synced()
+        nodes = inventory.nodes()
+        for pool in ("b", "c"):  # as it was, and then moved to another pool
+            inventory.changed.clear()
+            body = _slice("b-1", pool, "2Gi")
+            body["metadata"]["labels"] = {"new": pool}
+            await cluster.put(SLICES, body)
+            await inventory.changed.wait()
+            assert inventory.nodes() is nodes
+        for name in ("a-1", "b-1"):
+            inventory.changed.clear()
+            await cluster.remove(SLICES, name)
+            await inventory.changed.wait()
+        assert inventory.nodes() == frozenset()
+        task.cancel()
