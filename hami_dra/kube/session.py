@@ -1,6 +1,7 @@
 """One authenticated connection pool to one API server."""
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -185,10 +186,22 @@ async def load_credentials(kubeconfig: Path | None) -> Credentials:
             "given; set --kubeconfig or $KUBECONFIG"
         )
     return Credentials(
-        server="https://kubernetes.default.svc",
+        server=_find_server(os.environ),
         ca_file=_SERVICE_ACCOUNT_DIR / "ca.crt",
         token_file=token_file,
     )
+
+
+def _find_server(environ: Mapping[str, str]) -> str:
+    """Return the API server's address in a pod.
+
+    By the variables that kubelet sets in every container, as client-go does: a pod in the host's
+    network asks the host's DNS, which knows no Service.
+    """
+    host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT")
+    if not host or not port:
+        return "https://kubernetes.default.svc"
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
 async def _from_kubeconfig(path: Path) -> Credentials:
