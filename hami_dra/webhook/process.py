@@ -1,5 +1,6 @@
 """The webhook process: what runs, in which order it starts and stops."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -64,15 +65,15 @@ class Ports:
 async def serve(settings: Settings, api: Api, supervisor: Supervisor) -> AsyncIterator[Ports]:
     """Answer reviews while the block runs.
 
-    Ready means serving. Slices may still be missing then: only pods that ask for a percentage of
-    a card need them, and a webhook that waits for them would keep all others out for nothing.
+    Ready means serving, and that the published cards have been read. What arrives before is
+    answered all the same: only pods that ask for a percentage of a card are put off.
 
     Raises:
         FatalError: No usable certificate.
         OSError: An address cannot be bound.
     """
     metrics = WebhookMetrics()
-    readiness = Readiness("serving")
+    readiness = Readiness("serving", "slices")
     certificate = ServingCertificate(settings.certificate_dir, metrics)
     inventory = Inventory(api)
     clock = SystemClock()
@@ -95,6 +96,7 @@ async def serve(settings: Settings, api: Api, supervisor: Supervisor) -> AsyncIt
     supervisor.spawn("certificate", certificate.run())
     supervisor.spawn("slices", inventory.run())
     supervisor.spawn("quotas", ledger.run())
+    supervisor.spawn("readiness", _announce_slices(inventory, readiness))
     async with (
         serve_health(
             settings.health_host, settings.health_port, readiness, metrics.registry
@@ -107,6 +109,13 @@ async def serve(settings: Settings, api: Api, supervisor: Supervisor) -> AsyncIt
             yield Ports(reviews=reviews, health=health)
         finally:
             readiness.set("serving", "stopping")
+
+
+async def _announce_slices(inventory: Inventory, readiness: Readiness) -> None:
+    await inventory.wait_synced()
+    readiness.set("slices", None)
+    # What is known stays known: the informer never forgets, however long it cannot list.
+    await asyncio.Event().wait()
 
 
 async def run(settings: Settings) -> None:

@@ -103,7 +103,6 @@ async def test_a_pod_is_rewritten_over_tls_and_counted(tmp_path: Path) -> None:
         _, text = await client.get("/metrics")
         line = 'hami_dra_webhook_reviews_total{path="/mutate-pods",result="patched"} 1.0'
         assert line in text
-        assert await client.get("/readyz") == (200, "serving: ok\n")
         assert (await client.get("/healthz"))[0] == 200
 
 
@@ -134,14 +133,19 @@ async def test_slices_feed_warnings(tmp_path: Path) -> None:
             assert "the largest has 16384 MiB" in answer["response"]["warnings"][0]
 
 
-async def test_it_serves_while_slices_cannot_be_read(tmp_path: Path) -> None:
+async def test_it_answers_before_slices_are_read_and_is_ready_after(tmp_path: Path) -> None:
     async with FakeCluster() as cluster:
         cluster.fault = lambda _, path: 503 if "resourceslices" in path else None
         async with _running(cluster, tmp_path) as client:
             _, answer = await client.post(encode(build_review(build_pod(gpumem=99999))))
             assert answer["response"]["allowed"]
             assert "warnings" not in answer["response"]
-            assert (await client.get("/readyz"))[0] == 200
+            assert await client.get("/readyz") == (503, "serving: ok\nslices: not yet\n")
+            cluster.fault = None
+            async with asyncio.timeout(10):
+                while (await client.get("/readyz"))[0] != 200:
+                    pass
+            assert await client.get("/readyz") == (200, "serving: ok\nslices: ok\n")
 
 
 @asynccontextmanager
