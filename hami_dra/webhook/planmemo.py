@@ -1,4 +1,4 @@
-"""Plans of pods, remembered: the replicas of a workload cost one decision.
+"""Plans of pods, remembered: the replicas of a workload cost two decisions.
 
 A plan is a pure function of the pod's core, the settings, the published cards and, where cards are
 taken in turn, the pod's number. So equal inputs are looked up, by the bytes of the core, and

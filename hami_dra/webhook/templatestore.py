@@ -4,10 +4,12 @@ The name says the content, so one that is known to exist need not be written aga
 no write. Knowledge is forgotten after a while, because a template may be deleted behind our back.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from hami_dra.contract.errors import RetryError, UserError
 from hami_dra.contract.quantity import parse_quantity
@@ -33,9 +35,10 @@ class TemplateStore:
         self._api = api
         self._clock = clock
         self._known: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._writing: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def ensure(self, namespace: str, template: Mapping[str, Any]) -> None:
-        """Make the template exist. Idempotent; two at once write twice, to the same end.
+        """Make the template exist. Idempotent; of several at once, one writes and the others wait.
 
         Raises:
             UserError: Another object with other content has the name.
@@ -44,10 +47,29 @@ class TemplateStore:
         """
         name = str(template["metadata"]["name"])
         key = namespace, name
-        now = self._clock.monotonic()
-        if self._known.get(key, float("-inf")) > now:
-            self._known.move_to_end(key)
+        if self._is_known(key):
             return
+        # The first pods of a workload arrive together; each would open a connection to write.
+        lock = self._writing.get(key)
+        if lock is None:
+            lock = self._writing[key] = asyncio.Lock()
+        async with lock:
+            if not self._is_known(key):
+                await self._write(namespace, name, template)
+                self._remember(key)
+
+    def _is_known(self, key: tuple[str, str]) -> bool:
+        known = self._known.get(key, float("-inf")) > self._clock.monotonic()
+        if known:
+            self._known.move_to_end(key)
+        return known
+
+    def _remember(self, key: tuple[str, str]) -> None:
+        self._known[key] = self._clock.monotonic() + _REMEMBER_SECONDS
+        while len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+
+    async def _write(self, namespace: str, name: str, template: Mapping[str, Any]) -> None:
         try:
             stored = await self._apply(namespace, name, template)
         except ApiError as error:
@@ -59,9 +81,6 @@ class TemplateStore:
                 f"ResourceClaimTemplate {namespace}/{name} exists with other content; its name is "
                 "reserved for templates made by admission: delete or rename it"
             )
-        self._known[key] = now + _REMEMBER_SECONDS
-        while len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
 
     async def _apply(
         self, namespace: str, name: str, template: Mapping[str, Any]

@@ -1,5 +1,6 @@
 """Pods, templates and the API server between them."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -43,6 +44,25 @@ async def test_a_pod_gets_its_template_and_the_next_one_writes_nothing() -> None
         assert len(cluster.requests) == requests
         await webhook.review(build_pod(gpu=1, gpumem=3000), namespace="other")
         assert len(cluster.objects(TEMPLATES)) == 2
+
+
+async def test_pods_that_arrive_together_write_one_template() -> None:
+    async with FakeCluster() as cluster, asyncio.TaskGroup() as group:
+        webhook = _Webhook(cluster)
+        reviews = [group.create_task(webhook.review(build_pod(gpumem=mib))) for mib in (1, 2) * 8]
+        for review in reviews:
+            assert (await review).result == "patched"
+        assert webhook.store.writes == 2
+
+
+async def test_who_waits_for_a_template_that_cannot_be_written_tries_too() -> None:
+    async with FakeCluster() as cluster, asyncio.TaskGroup() as group:
+        answers = iter([503, None])
+        cluster.fault = lambda _method, _path: next(answers, None)
+        webhook = _Webhook(cluster)
+        reviews = [group.create_task(webhook.review(build_pod(gpumem=1))) for _ in range(3)]
+        assert [(await review).result for review in reviews] == ["unavailable"] + ["patched"] * 2
+        assert webhook.store.writes == 2
 
 
 async def test_a_forgotten_template_is_written_again() -> None:
