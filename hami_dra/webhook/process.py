@@ -14,6 +14,7 @@ from hami_dra.kube.inventory import Inventory
 from hami_dra.service.clock import SystemClock
 from hami_dra.service.http import Readiness, serve_health
 from hami_dra.service.supervise import Supervisor
+from hami_dra.service.tls import limit_read_buffers
 from hami_dra.webhook.certs import ServingCertificate
 from hami_dra.webhook.charge import PodChargeReviewer
 from hami_dra.webhook.metrics import WebhookMetrics
@@ -124,6 +125,7 @@ async def run(settings: Settings) -> None:
     Raises:
         FatalError: See `serve`; also no usable API server.
     """
+    limit_read_buffers()
     async with (
         connect(settings.kubeconfig) as session,
         Supervisor() as supervisor,

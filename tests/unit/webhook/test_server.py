@@ -5,6 +5,7 @@ import base64
 import io
 import socket
 import ssl
+from asyncio import sslproto
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import trustme
 from hami_dra.contract.names import DRIVER_NAME
 from hami_dra.kube.objects import SLICES, TEMPLATES
 from hami_dra.service.supervise import Supervisor
+from hami_dra.service.tls import limit_read_buffers
 from hami_dra.testing.fakecluster import FakeCluster
 from hami_dra.webhook.certs import ServingCertificate
 from hami_dra.webhook.metrics import WebhookMetrics
@@ -190,16 +192,40 @@ async def test_a_slow_decision_asks_to_try_again(tmp_path: Path) -> None:
         }
 
 
+async def _connect(client: _Client) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    trust = ssl.create_default_context()
+    trust.check_hostname = False
+    trust.verify_mode = ssl.CERT_NONE
+    port = int(client.base.rsplit(":", 1)[1])
+    return await asyncio.open_connection("127.0.0.1", port, ssl=trust)
+
+
+async def test_small_buffers_take_large_bodies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sslproto.SSLProtocol, "max_size", sslproto.SSLProtocol.max_size)
+    limit_read_buffers()
+
+    async def allow(request: Request) -> Verdict:
+        assert request.object is not None
+        return Verdict(warnings=(str(len(request.object["text"])),))
+
+    async with _serving(allow, tmp_path) as client:
+        _, answer = await client.post(encode(build_review({"text": "x" * (4 << 20)})))
+        assert answer["response"]["warnings"] == [str(4 << 20)]
+        _, writer = await _connect(client)
+        protocol: Any = writer.transport.__dict__["_ssl_protocol"]
+        assert len(protocol._ssl_buffer) == 32 << 10
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_a_body_that_does_not_arrive_ends_the_request(tmp_path: Path) -> None:
     async def allow(_: Request) -> Verdict:
         return Verdict()
 
     async with _serving(allow, tmp_path, review_seconds=0.05) as client:
-        trust = ssl.create_default_context()
-        trust.check_hostname = False
-        trust.verify_mode = ssl.CERT_NONE
-        port = int(client.base.rsplit(":", 1)[1])
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trust)
+        reader, writer = await _connect(client)
         writer.write(b"POST /mutate-pods HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
         assert b" 408 " in await reader.readline()
         writer.close()
