@@ -18,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HAMI_DRA_BUILD_DIR := $(CURDIR)/$(NATIVE)
 
 .PHONY: demo test preflight native tools lint unit contract native-test cluster-test test-matrix sanitize \
-        bench lock proto clean help
+        bench bench-webhook lock proto clean help
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -90,6 +90,9 @@ lint: $(VENV) native ## ruff, mypy, import-linter, clang-format, clang-tidy
 
 bench: $(VENV) native tools ## Time from nothing to a running pod
 	@python -m tests.cluster bench
+
+bench-webhook: $(VENV) tools ## Speed and memory of admission, beside their targets (6 minutes)
+	@python -m tests.cluster.webhookbench
 
 lock: ## Resolve the requirement files anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \

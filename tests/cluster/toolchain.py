@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,9 @@ class Pin:
     tags: str = ""
     ldflags: str = "-s -w"
     cgo: bool = False
+
+
+BENCH = Pin(folder="bench", packages=("./constantpatch", "./postload"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,8 +142,9 @@ def cache_key(pin: Pin, files: Mapping[str, bytes]) -> str:
 
 def destination(pin: Pin, cache: Path) -> Path:
     """Return the folder that holds this pin's ``bin`` once it is built."""
-    names = ("go.mod", "go.sum", "tools.go")
-    files = {name: (PINS / pin.folder / name).read_bytes() for name in names}
+    folder = PINS / pin.folder
+    sources = [path for path in folder.rglob("*") if path.is_file()]
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in sources}
     return cache / "tools" / f"{pin.folder}-{cache_key(pin, files)}"
 
 
@@ -156,18 +160,7 @@ def ensure_tools(kubernetes: str = "kubernetes", say: Say | None = None) -> Tool
     Idempotent, and safe to call from several processes at once. Needs the network only when
     something has to be built.
     """
-    tell = say if say is not None else _to_stderr
-    cache = cache_root()
-    wanted = pins(kubernetes)
-    todo = [pin for pin in wanted if not (destination(pin, cache) / "bin").is_dir()]
-    if todo:
-        with _lock(cache, tell):
-            started = time.monotonic()
-            for number, pin in enumerate(todo, start=1):
-                if not (destination(pin, cache) / "bin").is_dir():
-                    _build(pin, cache, f"[{number}/{len(todo)}] {pin.folder}", tell)
-            tell(f"tools: all built in {time.monotonic() - started:.0f} s")
-    places = {pin.folder: destination(pin, cache) / "bin" for pin in wanted}
+    places = _ensure(pins(kubernetes), say)
     go_mod = (PINS / kubernetes / "go.mod").read_text()
     return Tools(
         kubernetes=places[kubernetes],
@@ -177,6 +170,28 @@ def ensure_tools(kubernetes: str = "kubernetes", say: Say | None = None) -> Tool
         runc=places["runc"],
         cni=places["cni"],
     )
+
+
+def ensure_bench_programs(say: Say | None = None) -> Path:
+    """Build what only the benchmarks need, as `ensure_tools` does; return where the programs are.
+
+    They are our own and use the standard library alone.
+    """
+    return _ensure((BENCH,), say)[BENCH.folder]
+
+
+def _ensure(wanted: Sequence[Pin], say: Say | None) -> dict[str, Path]:
+    tell = say if say is not None else _to_stderr
+    cache = cache_root()
+    todo = [pin for pin in wanted if not (destination(pin, cache) / "bin").is_dir()]
+    if todo:
+        with _lock(cache, tell):
+            started = time.monotonic()
+            for number, pin in enumerate(todo, start=1):
+                if not (destination(pin, cache) / "bin").is_dir():
+                    _build(pin, cache, f"[{number}/{len(todo)}] {pin.folder}", tell)
+            tell(f"tools: all built in {time.monotonic() - started:.0f} s")
+    return {pin.folder: destination(pin, cache) / "bin" for pin in wanted}
 
 
 def _build(pin: Pin, cache: Path, title: str, say: Say) -> None:

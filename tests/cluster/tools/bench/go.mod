@@ -1,0 +1,3 @@
+module hami-dra/bench
+
+go 1.26
