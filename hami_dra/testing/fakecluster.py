@@ -2,10 +2,10 @@
 
 It knows nothing of any kind: objects are stored by path. What it does as the real one does:
 resourceVersions, UIDs, generateName, optimistic locking, delete preconditions, merge patch,
-server-side apply (as a deep merge; no field ownership), the status subresource (which writes all of
-an object), field selectors on plain paths, label selectors by equality, watches with bookmarks and
-410, pages, dry-run. What it does not: validation, defaulting, authorization; those are tested on the
-real API server (tests/cluster).
+server-side apply (as a deep merge; no field ownership), the status subresource (which writes all
+of an object), field selectors on plain paths, label selectors by equality, watches with bookmarks
+and 410, pages, dry-run. What it does not: validation, defaulting, authorization; those are tested
+on the real API server (tests/cluster).
 """
 
 import asyncio

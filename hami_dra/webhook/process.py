@@ -1,7 +1,7 @@
 """The webhook process: what runs, in which order it starts and stops."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,15 +66,15 @@ class Ports:
 async def serve(settings: Settings, api: Api, supervisor: Supervisor) -> AsyncIterator[Ports]:
     """Answer reviews while the block runs.
 
-    Ready means serving, and that the published cards have been read. What arrives before is
-    answered all the same: only pods that ask for a percentage of a card are put off.
+    Ready means serving, and that published cards and quotas have been read. What arrives before is
+    answered all the same: only what cannot be decided without them is put off.
 
     Raises:
         FatalError: No usable certificate.
         OSError: An address cannot be bound.
     """
     metrics = WebhookMetrics()
-    readiness = Readiness("serving", "slices")
+    readiness = Readiness("serving", "slices", "quotas")
     certificate = ServingCertificate(settings.certificate_dir, metrics)
     inventory = Inventory(api)
     clock = SystemClock()
@@ -97,7 +97,8 @@ async def serve(settings: Settings, api: Api, supervisor: Supervisor) -> AsyncIt
     supervisor.spawn("certificate", certificate.run())
     supervisor.spawn("slices", inventory.run())
     supervisor.spawn("quotas", ledger.run())
-    supervisor.spawn("readiness", _announce_slices(inventory, readiness))
+    for name, synced in (("slices", inventory.wait_synced()), ("quotas", ledger.wait_synced())):
+        supervisor.spawn(f"{name}.ready", _announce(readiness, name, synced))
     async with (
         serve_health(
             settings.health_host, settings.health_port, readiness, metrics.registry
@@ -112,10 +113,10 @@ async def serve(settings: Settings, api: Api, supervisor: Supervisor) -> AsyncIt
             readiness.set("serving", "stopping")
 
 
-async def _announce_slices(inventory: Inventory, readiness: Readiness) -> None:
-    await inventory.wait_synced()
-    readiness.set("slices", None)
-    # What is known stays known: the informer never forgets, however long it cannot list.
+async def _announce(readiness: Readiness, name: str, synced: Awaitable[None]) -> None:
+    await synced
+    readiness.set(name, None)
+    # What is known stays known: an informer never forgets, however long it cannot list.
     await asyncio.Event().wait()
 
 

@@ -66,6 +66,10 @@ class QuotaLedger:
         """Whether a namespace limits GPUs; also while that is not known yet."""
         return namespace in self._quotas or not self._informer.synced.is_set()
 
+    async def wait_synced(self) -> None:
+        """Return once the quotas have been read."""
+        await self._informer.synced.wait()
+
     async def charge(
         self, namespace: str, wanted: Mapping[str, Charge], *, dry_run: bool = False
     ) -> None:

@@ -142,12 +142,14 @@ async def test_it_answers_before_slices_are_read_and_is_ready_after(tmp_path: Pa
             _, answer = await client.post(encode(build_review(build_pod(gpumem=99999))))
             assert answer["response"]["allowed"]
             assert "warnings" not in answer["response"]
-            assert await client.get("/readyz") == (503, "serving: ok\nslices: not yet\n")
+            status, text = await client.get("/readyz")
+            assert status == 503
+            assert "serving: ok\nslices: not yet\n" in text
             cluster.fault = None
             async with asyncio.timeout(10):
                 while (await client.get("/readyz"))[0] != 200:
                     pass
-            assert await client.get("/readyz") == (200, "serving: ok\nslices: ok\n")
+            assert await client.get("/readyz") == (200, "quotas: ok\nserving: ok\nslices: ok\n")
 
 
 @asynccontextmanager
