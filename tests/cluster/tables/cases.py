@@ -50,6 +50,7 @@ class Pods(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         count: How many there must be.
         allocated: By request, which has the name of its container; empty: bound without a claim.
         pending: Not bound, and the scheduler's message has these parts.
+        untaken: Not bound, and no scheduler says anything: another's name is on the pod.
         node: Where they are bound.
         stored: Part of the pod as the API server has it: maps may have more, lists not.
     """
@@ -58,6 +59,7 @@ class Pods(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     count: int = 1
     allocated: dict[str, Allocated] = {}
     pending: list[str] | None = None
+    untaken: bool = False
     node: str = ""
     stored: Object = {}
 
@@ -73,6 +75,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         pods: What must come of the pods.
         denied: Parts of the message with which pods are refused, instead of ``pods``.
         warns: Parts of warnings, each of another one, that the writer of an object is shown.
+        in_turn: Create an object once the scheduler has decided about the pods before it.
     """
 
     case: str
@@ -82,6 +85,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     pods: list[Pods] = []
     denied: list[str] = []
     warns: list[str] = []
+    in_turn: bool = False
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +101,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         pods: What must come of it.
         denied: Parts of the message with which pods are refused.
         warns: Parts of warnings, each of another one.
+        in_turn: Create an object once the scheduler has decided about the pods before it.
     """
 
     name: str
@@ -108,6 +113,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     pods: tuple[Pods, ...] = ()
     denied: tuple[str, ...] = ()
     warns: tuple[str, ...] = ()
+    in_turn: bool = False
 
 
 REFUSED_UNREAD: Final = 400

@@ -56,4 +56,5 @@ def _load(path: Path, dialect: str, settings: dict[str, Any]) -> Case:
         pods=tuple(header.pods),
         denied=tuple(header.denied),
         warns=tuple(header.warns),
+        in_turn=header.in_turn,
     )

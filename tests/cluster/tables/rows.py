@@ -127,7 +127,7 @@ def _read(table: Table, row: dict[str, Any]) -> Case:
         objects=(*row.get("objects", ()), _complete(build_pod(row, table.prefix))),
         pods=pods,
         denied=tuple(refused or ()),
-        warns=tuple(row.get("warns", ())),
+        warns=(*row.get("warns", ()), *row.get("unfit", ())),
     )
 
 
@@ -167,6 +167,8 @@ def _expect_together(row: dict[str, Any], sizes: list[int]) -> Pods:
 
 def _expect(row: dict[str, Any]) -> Pods:
     asks = {"request", "asks", "devices"} & row.keys()
+    if "untaken" in row:
+        return Pods(untaken=True)
     if "pending" in row:
         return Pods(pending=row["pending"])
     if "allocated" not in row:

@@ -29,7 +29,7 @@ from tests.cluster.simnodes import SimNode, create_nodes, delete_nodes
 from tests.cluster.tables import webhooks
 from tests.cluster.tables.cases import REFUSED_UNREAD, Case, Object
 from tests.cluster.tables.nodes import LABEL, build_nodes, shape_nodes
-from tests.cluster.tables.verdicts import Seen, compare, is_settled
+from tests.cluster.tables.verdicts import Seen, compare, is_decided, is_settled
 from tests.cluster.tables.volumes import list_volumes
 from tests.golden.rows import load_cases
 
@@ -173,6 +173,17 @@ class Runner:
             calls = [Call("POST", self._path(body, run.name) + strict, body) for run, body in now]
             for (run, _), answer in zip(now, send_all(self._api, calls), strict=True):
                 run.answers.append(answer)
+            waiting = {run.name for run, _ in now if run.case.in_turn}
+            if waiting:
+                self._wait_decided(waiting)
+
+    def _wait_decided(self, namespaces: set[str]) -> None:
+        def decided(pods: list[Object]) -> bool:
+            own = [pod for pod in pods if pod["metadata"]["namespace"] in namespaces]
+            return all(map(is_decided, own))
+
+        with contextlib.suppress(WaitError):  # the verdict says what is not as wanted
+            self._api.wait("pods", decided, timeout_seconds=_SETTLE_SECONDS)
 
     def _wait_settled(self, runs: Sequence[_Run]) -> list[Object]:
         open_runs = [run for run in runs if run.case.pods and all(a.done for a in run.answers)]

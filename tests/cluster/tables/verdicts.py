@@ -64,7 +64,15 @@ def is_settled(wanted: Sequence[Pods], pods: Sequence[Object]) -> bool:
     )
 
 
+def is_decided(pod: Object) -> bool:
+    """Whether the scheduler has placed a pod, or said why it cannot for lack of room."""
+    said = explain_pending(pod)
+    return is_bound(pod) or "nodes are available" in said
+
+
 def _is_as_wanted(wanted: Pods, pod: Object) -> bool:
+    if wanted.untaken:
+        return bool(pod["spec"].get("resourceClaims"))
     if wanted.pending is None:
         return is_bound(pod)
     said = explain_pending(pod)
@@ -90,6 +98,11 @@ def compare(wanted: Sequence[Pods], seen: Seen) -> list[str]:
 
 def _compare_pod(wanted: Pods, pod: Object, seen: Seen) -> Iterator[str]:
     said = explain_pending(pod)
+    if wanted.untaken:
+        if is_bound(pod) or said:
+            yield f"is bound, or the scheduler says {said!r}"
+        yield from _list_missing(wanted.stored, pod, "")
+        return
     if is_bound(pod) != (wanted.pending is None):
         yield "is bound" if is_bound(pod) else f"is not bound: {said or pod['status']}"
         return
