@@ -253,10 +253,12 @@ class Runner:
                         Call("DELETE", f"{self._path(answer.body, run.name)}/{name}", gone)
                     )
         send_all(self._api, calls)
+        names = {run.name for run in runs}
         left = [
-            Call("DELETE", f"/api/v1/namespaces/{run.name}/pods/{pod['metadata']['name']}", gone)
-            for run in runs
-            for pod in _group(self._api.items("pods")).get(run.name, ())
+            Call("DELETE", f"/api/v1/namespaces/{namespace}/pods/{pod['metadata']['name']}", gone)
+            for namespace, pods in _group(self._api.items("pods")).items()
+            for pod in pods
+            if namespace in names
         ]
         send_all(self._api, left)
 
