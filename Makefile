@@ -62,7 +62,7 @@ cluster-test: $(VENV) native tools ## The whole path on a real Kubernetes
 	@echo "==> real-cluster tests"
 	@pytest -q -m cluster tests/cluster
 
-test-matrix: $(VENV) native ## Admission and allocation on each supported Kubernetes (not in CI)
+test-matrix: $(VENV) ## Admission and allocation on each supported Kubernetes (not in CI)
 	@for folder in kubernetes kubernetes-1.36; do \
 	  echo "==> golden tables on $$folder"; \
 	  python -m tests.cluster build-tools --kubernetes $$folder >/dev/null; \

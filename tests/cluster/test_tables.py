@@ -23,7 +23,9 @@ def cluster_config(kubernetes: str) -> Config:
 @pytest.fixture(scope="module")
 def problems(cluster: Cluster) -> dict[str, list[str]]:
     """Run every case, many at a time; return what is not as wanted."""
-    return Runner(cluster, CASES).run()
+    found = Runner(cluster, CASES).run()
+    print(cluster.logs("webhooks")[-4000:])
+    return found
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -29,8 +29,8 @@ from tests.cluster.simnodes import SimNode, create_nodes, delete_nodes
 from tests.cluster.tables import webhooks
 from tests.cluster.tables.cases import REFUSED_UNREAD, Case, Object
 from tests.cluster.tables.nodes import LABEL, build_nodes, shape_nodes
+from tests.cluster.tables.objects import count_pods, expand, list_volumes
 from tests.cluster.tables.verdicts import Seen, compare, is_decided, is_settled
-from tests.cluster.tables.volumes import list_volumes
 from tests.golden.rows import load_cases
 
 if TYPE_CHECKING:
@@ -166,21 +166,32 @@ class Runner:
 
     def _create_objects(self, runs: Sequence[_Run]) -> None:
         """Create the objects of each case in their order, those of different cases at once."""
-        plans = [[*list_volumes(run.case.objects, run.name), *_expand(run.case)] for run in runs]
+        plans = [
+            [*list_volumes(run.case.objects, run.name), *expand(run.case.objects)] for run in runs
+        ]
         for step in range(max(map(len, plans))):
             now = [(run, plan[step]) for run, plan in zip(runs, plans, strict=True) if plan[step:]]
             strict = "?fieldValidation=Strict"
             calls = [Call("POST", self._path(body, run.name) + strict, body) for run, body in now]
             for (run, _), answer in zip(now, send_all(self._api, calls), strict=True):
                 run.answers.append(answer)
-            waiting = {run.name for run, _ in now if run.case.in_turn}
+            waiting = {
+                run.name: sum(map(count_pods, plan[: step + 1]))
+                for run, plan in zip(runs, plans, strict=True)
+                if run.case.in_turn and plan[step:]
+            }
             if waiting:
                 self._wait_decided(waiting)
 
-    def _wait_decided(self, namespaces: set[str]) -> None:
+    def _wait_decided(self, counts: dict[str, int]) -> None:
+        """Return once the scheduler has decided about so many pods in each namespace."""
+
         def decided(pods: list[Object]) -> bool:
-            own = [pod for pod in pods if pod["metadata"]["namespace"] in namespaces]
-            return all(map(is_decided, own))
+            found = _group(pods)
+            return all(
+                len(own := found.get(namespace, [])) >= count and all(map(is_decided, own))
+                for namespace, count in counts.items()
+            )
 
         with contextlib.suppress(WaitError):  # the verdict says what is not as wanted
             self._api.wait("pods", decided, timeout_seconds=_SETTLE_SECONDS)
@@ -289,15 +300,6 @@ def _list_objects(settings: dict[int, Object], ca_bundle: bytes) -> Iterator[Obj
             if identity not in seen:
                 seen.add(identity)
                 yield body
-
-
-def _expand(case: Case) -> Iterator[Object]:
-    for body in case.objects:
-        yield body
-        if body["kind"] == "CronJob":
-            template = body["spec"]["jobTemplate"]
-            metadata = {**template.get("metadata", {}), "name": body["metadata"]["name"]}
-            yield {**template, "apiVersion": "batch/v1", "kind": "Job", "metadata": metadata}
 
 
 def _group(items: Iterable[Object]) -> dict[str, list[Object]]:
