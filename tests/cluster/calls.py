@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from tests.cluster.api import Api
 
+_CALLS_PER_CONNECTION = 4
 _WARNING = re.compile(r'299 - "((?:[^"\\]|\\.)*)"')
 
 
@@ -54,12 +55,15 @@ class Answer:
 
 
 def send_all(api: Api, calls: Sequence[Call], clients: int = 8) -> list[Answer]:
-    """Send requests over ``clients`` kept connections; return the answers in their order.
+    """Send requests over at most ``clients`` kept connections; return the answers in their order.
+
+    Few requests get fewer connections: opening one costs as much as several requests.
 
     Raises:
         CommandError: The server cannot be reached.
     """
     answers: list[Answer | None] = [None] * len(calls)
+    clients = max(1, min(clients, len(calls) // _CALLS_PER_CONNECTION))
 
     def work(first: int) -> None:
         connection = api.connect()
@@ -70,7 +74,7 @@ def send_all(api: Api, calls: Sequence[Call], clients: int = 8) -> list[Answer]:
             connection.close()
 
     with ThreadPoolExecutor(clients) as pool:
-        list(pool.map(work, range(min(clients, len(calls)))))
+        list(pool.map(work, range(clients)))
     return [answer for answer in answers if answer is not None]
 
 

@@ -11,6 +11,7 @@ from tests.cluster.tables.manifests import load_manifests
 from tests.cluster.tables.rows import load_rows
 from tests.cluster.tables.runner import Runner, describe_cluster
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for all cases
 CASES = [*load_rows(), *load_manifests()]
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-import yaml
 
 from tests.cluster.tables.cases import Case, Header
 from tests.cluster.tables.nodes import find_nodes
-from tests.golden.rows import ROOT, load_vendors
+from tests.golden.rows import ROOT, load_vendors, read_documents
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,12 +32,12 @@ def load_manifests(folder: Path = FOLDER) -> list[Case]:
 def _read_settings(dialect: Path) -> dict[str, Any]:
     if dialect.name == _VENDORS:
         return load_vendors()
-    found = yaml.safe_load((dialect / _SETTINGS).read_text(encoding="utf-8"))
+    (found,) = read_documents(dialect / _SETTINGS)
     return dict(found or {})
 
 
 def _load(path: Path, dialect: str, settings: dict[str, Any]) -> Case:
-    head, *objects = yaml.safe_load_all(path.read_text(encoding="utf-8"))
+    head, *objects = read_documents(path)
     try:
         header = msgspec.convert(head, Header)
         nodes = find_nodes(header.nodes)

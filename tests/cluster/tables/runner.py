@@ -3,7 +3,8 @@
 Each case has a namespace and nodes of its own, and its pods can go nowhere else (admission plugin
 PodNodeSelector), so cases run at the same time. Only the webhook sees all nodes: it reads the
 sizes of their cards. So cases run together whose nodes have the same sizes, and before they begin
-the webhook has seen exactly these.
+the webhook has seen exactly these. Our DeviceClasses too are everybody's: cases run together whose
+settings make the same ones.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from tests.cluster.tables.verdicts import Seen, compare, is_decided, is_settled
 from tests.golden.rows import load_cases
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from tests.cluster.cluster import Cluster
 
@@ -72,20 +73,30 @@ class Runner:
         self._stack = Installation(cluster)
         self._socket = cluster.directory / "slices.sock"
         self._labels: dict[str, str] = {}
+        self._classes: dict[str, tuple[Object, ...]] = {}
+        self._current_classes: tuple[Object, ...] = ()
         self._stack.apply_manifests()
         self._serve_webhooks()
 
     def run(self) -> dict[str, list[str]]:
         """Run every case; return what is not as wanted, by the name of the case."""
         problems: dict[str, list[str]] = {}
-        for number, batch in enumerate(_list_batches(self._cases)):
+        for number, batch in enumerate(self._list_batches()):
             runs = [
                 _Run(case=case, name=name, nodes=build_nodes(case.nodes, name))
                 for index, case in enumerate(batch)
                 for name in [f"b{number}-{index}"]
             ]
+            self._replace_classes(self._classes[_key(batch[0].settings)])
             problems |= self._run_batch(runs)
         return problems
+
+    def _list_batches(self) -> list[list[Case]]:
+        batches: dict[Any, list[Case]] = {}
+        for case in self._cases:
+            classes = json.dumps(self._classes[_key(case.settings)], sort_keys=True)
+            batches.setdefault((classes, shape_nodes(case.nodes)), []).append(case)
+        return [batches[key] for key in sorted(batches, key=lambda key: str(key[0]))]
 
     # --- webhooks
 
@@ -93,12 +104,16 @@ class Runner:
         certificates = self._stack.state / "webhook-certs"
         ca_bundle = ensure_certificates(certificates, ["127.0.0.1"], dt.datetime.now(tz=dt.UTC))
         by_port: dict[int, Object] = {}
+        registrations = load_cases("deviceclasses.yaml")
         for case in self._cases:
-            key = json.dumps(case.settings, sort_keys=True)
+            key = _key(case.settings)
             if key not in self._labels:
                 port = _FIRST_PORT + len(self._labels)
                 self._labels[key] = f"s{port}"
                 by_port[port] = case.settings
+                objects = _render(port, case.settings, ca_bundle)
+                self._classes[key] = tuple(body for body in objects if "webhooks" not in body)
+                registrations += [body for body in objects if "webhooks" in body]
         plan = {
             "kubeconfig": self._stack.kubeconfig("hami-dra-webhook"),
             "certificates": str(certificates),
@@ -113,9 +128,21 @@ class Runner:
             ready=f"unix:{self._socket}",
             timeout_seconds=60.0,
         )
-        objects = [*_list_objects(by_port, ca_bundle), *load_cases("deviceclasses.yaml")]
+        self._create(registrations)
+
+    def _replace_classes(self, classes: tuple[Object, ...]) -> None:
+        if classes != self._current_classes:
+            old = [
+                Call("DELETE", f"{self._path(body)}/{body['metadata']['name']}")
+                for body in self._current_classes
+            ]
+            require_done(old, send_all(self._api, old))
+            self._create(classes)
+            self._current_classes = classes
+
+    def _create(self, objects: Sequence[Object]) -> None:
         calls = [Call("POST", self._path(body), body) for body in objects]
-        require_done(calls, send_all(self._api, calls, clients=1))
+        require_done(calls, send_all(self._api, calls))
 
     def _wait_webhooks(self, runs: Sequence[_Run]) -> None:
         """Return once the webhook has seen the nodes of these cases and no others."""
@@ -145,7 +172,7 @@ class Runner:
     def _create_namespaces(self, runs: Iterable[_Run]) -> None:
         calls: list[Call] = []
         for run in runs:
-            label = self._labels[json.dumps(run.case.settings, sort_keys=True)]
+            label = self._labels[_key(run.case.settings)]
             metadata = {
                 "name": run.name,
                 "labels": {_SETTINGS_LABEL: label},
@@ -197,13 +224,15 @@ class Runner:
             self._api.wait("pods", decided, timeout_seconds=_SETTLE_SECONDS)
 
     def _wait_settled(self, runs: Sequence[_Run]) -> list[Object]:
-        open_runs = [run for run in runs if run.case.pods and all(a.done for a in run.answers)]
+        waiting = {run.name: run for run in runs if all(answer.done for answer in run.answers)}
 
         def settled(pods: list[Object]) -> bool:
-            by_namespace = _group(pods)
-            return all(
-                is_settled(run.case.pods, by_namespace.get(run.name, ())) for run in open_runs
-            )
+            # What is settled stays so, and need not be looked at with every event.
+            found = _group(pods)
+            for name, run in list(waiting.items()):
+                if is_settled(run.case.pods, found.get(name, ())):
+                    del waiting[name]
+            return not waiting
 
         with contextlib.suppress(WaitError):  # the verdict says what is not as wanted
             return self._api.wait("pods", settled, timeout_seconds=_SETTLE_SECONDS)
@@ -277,29 +306,23 @@ class Runner:
         return self._api.resource(body["kind"]).path(namespace)
 
 
-def _list_batches(cases: Iterable[Case]) -> list[list[Case]]:
-    batches: dict[Any, list[Case]] = {}
-    for case in cases:
-        batches.setdefault(shape_nodes(case.nodes), []).append(case)
-    return list(batches.values())
+def _key(settings: Object) -> str:
+    return json.dumps(settings, sort_keys=True)
 
 
-def _list_objects(settings: dict[int, Object], ca_bundle: bytes) -> Iterator[Object]:
-    """Yield what bootstrap applies, with a webhook for the namespaces of each settings."""
-    seen: set[str] = set()
-    for port, written in settings.items():
-        address = WebhookAddress(url=f"https://127.0.0.1:{port}")
-        for _, body in render_objects(address, ca_bundle, decode_settings(written)):
-            for webhook in body.get("webhooks", ()):
-                ours = {"key": _SETTINGS_LABEL, "operator": "In", "values": [f"s{port}"]}
-                expressions = webhook["namespaceSelector"]["matchExpressions"]
-                webhook["namespaceSelector"] = {"matchExpressions": [*expressions, ours]}
-            if "webhooks" in body:
-                body["metadata"]["name"] += f"-s{port}"
-            identity = json.dumps(body, sort_keys=True)
-            if identity not in seen:
-                seen.add(identity)
-                yield body
+def _render(port: int, settings: Object, ca_bundle: bytes) -> list[Object]:
+    """Return what bootstrap applies, its webhooks for the namespaces with these settings only."""
+    address = WebhookAddress(url=f"https://127.0.0.1:{port}")
+    objects = []
+    for _, body in render_objects(address, ca_bundle, decode_settings(settings)):
+        for webhook in body.get("webhooks", ()):
+            ours = {"key": _SETTINGS_LABEL, "operator": "In", "values": [f"s{port}"]}
+            expressions = webhook["namespaceSelector"]["matchExpressions"]
+            webhook["namespaceSelector"] = {"matchExpressions": [*expressions, ours]}
+        if "webhooks" in body:
+            body["metadata"]["name"] += f"-s{port}"
+        objects.append(body)
+    return objects
 
 
 def _group(items: Iterable[Object]) -> dict[str, list[Object]]:
