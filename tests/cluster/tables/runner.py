@@ -263,8 +263,8 @@ class Runner:
         return problems
 
     def _judge_denied(self, run: _Run, refused: Sequence[Answer]) -> list[str]:
-        if any(answer.status == REFUSED_UNREAD for answer in refused):
-            return []  # the API server cannot even read it
+        if run.case.kind == "row" and any(map(_is_unreadable, refused)):
+            return []  # the API server cannot even read what the row is about
         messages = [answer.message for answer in refused]
         if not messages and all(body["kind"] == "Pod" for body in run.case.objects):
             return ["a pod was created"]
@@ -304,6 +304,10 @@ class Runner:
 
     def _path(self, body: Object, namespace: str | None = None) -> str:
         return self._api.resource(body["kind"]).path(namespace)
+
+
+def _is_unreadable(answer: Answer) -> bool:
+    return answer.status == REFUSED_UNREAD and "strict decoding error" not in answer.message
 
 
 def _key(settings: Object) -> str:
