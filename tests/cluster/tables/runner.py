@@ -45,6 +45,8 @@ _NODE_SELECTOR: Final = "scheduler.alpha.kubernetes.io/node-selector"
 _FIRST_PORT: Final = 20001
 _SETTLE_SECONDS: Final = 20.0
 _POLL_SECONDS: Final = 0.1
+_ATTEMPTS: Final = 4
+_SLICES: Final = "/apis/resource.k8s.io/v1/resourceslices"
 
 
 def describe_cluster(kubernetes: str) -> Config:
@@ -234,9 +236,27 @@ class Runner:
                     del waiting[name]
             return not waiting
 
-        with contextlib.suppress(WaitError):  # the verdict says what is not as wanted
-            return self._api.wait("pods", settled, timeout_seconds=_SETTLE_SECONDS)
+        for _ in range(_ATTEMPTS):
+            with contextlib.suppress(WaitError):  # the verdict says what is not as wanted
+                return self._api.wait("pods", settled, timeout_seconds=_SETTLE_SECONDS / _ATTEMPTS)
+            self._wake_scheduler({node.name for run in waiting.values() for node in run.nodes})
         return self._api.items("pods")
+
+    def _wake_scheduler(self, nodes: set[str]) -> None:
+        """Let the scheduler look again at pods for which it found no room on these nodes.
+
+        Between the write of a claim's status and the end of the pod's PreBind, the scheduler adds
+        up the claim's capacity twice (pkg/scheduler/framework/plugins/dynamicresources,
+        GatherAllocatedState in 1.36.3 and 1.37.1: what is in flight is added to what the informer
+        has). A pod that is tried just then does not fit, and waits for the next event.
+        """
+        touched = {"metadata": {"annotations": {"looked-at": str(time.monotonic())}}}
+        calls = [
+            Call("PATCH", f"{_SLICES}/{item['metadata']['name']}", touched)
+            for item in self._api.items("resourceslices")
+            if item["spec"].get("nodeName") in nodes
+        ]
+        send_all(self._api, calls)
 
     def _judge(self, run: _Run, pods: Iterable[Object], claims: Iterable[Object]) -> list[str]:
         refused = [answer for answer in run.answers if not answer.done]

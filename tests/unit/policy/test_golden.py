@@ -31,5 +31,5 @@ def test_every_row_cites_its_source(table: str) -> None:
 def test_every_row_with_a_claim_says_what_the_scheduler_makes_of_it(table: str) -> None:
     verdicts = {"allocated", "pending", "untaken", "refused", "says"}
     claims = {"request", "asks", "devices"}
-    rows: list[dict[str, Any]] = load_cases(table)
+    rows: list[dict[str, Any]] = [row for row in load_cases(table) if not row.get("offline")]
     assert [row["case"] for row in rows if claims & row.keys() and not verdicts & row.keys()] == []
