@@ -7,11 +7,19 @@ import pytest
 
 from tests.golden.rows import ROOT, load_cases
 
-_TABLES = sorted(
-    str(path.relative_to(ROOT))
-    for path in [*ROOT.glob("*.yaml"), *ROOT.glob("hami/*.yaml")]
-    if path.name not in {"nodes.yaml", "deviceclasses.yaml"}
+_DIALECTS = (
+    "gpushare",
+    "kai",
+    "koordinator",
+    "nvidia_plugin",
+    "vendors",
+    "vgpu_manager",
+    "volcano",
 )
+_TABLES = [
+    *(f"hami/{path.name}" for path in sorted(ROOT.glob("hami/*.yaml"))),
+    *(f"{name}.yaml" for name in _DIALECTS),
+]
 _SOURCED = [name for name in _TABLES if Path(name).parent.name == "hami" or name == "volcano.yaml"]
 
 
