@@ -19,7 +19,7 @@ from tests.cluster import certs, cleanup, control, images, plan
 from tests.cluster.config import ROOT
 from tests.cluster.errors import ClusterError
 from tests.cluster.toolchain import Tools
-from tests.cluster.wire import CONTROL_SOCKET, KEEP_FILE, LOCK_FILE, PLAN_FILE
+from tests.cluster.wire import KEEP_FILE, LOCK_FILE, PLAN_FILE
 
 if TYPE_CHECKING:
     from tests.cluster.images import Image
@@ -103,13 +103,22 @@ def wait_until_up(running: Running, timeout_seconds: float) -> None:
         ClusterError: one of them failed, or the supervisor did.
     """
     deadline = time.monotonic() + timeout_seconds
-    while not (running.directory / CONTROL_SOCKET).exists():
+    while not _answers(running.directory):
         if running.process.poll() is not None or time.monotonic() > deadline:
             log = running.directory / "logs" / SUPERVISOR_LOG
             tail = log.read_text()[-3000:] if log.exists() else ""
             raise ClusterError(f"the cluster's supervisor did not start:\n{tail}")
         time.sleep(0.01)
     control.request(running.directory, "up", max(deadline - time.monotonic(), 1.0))
+
+
+def _answers(directory: Path) -> bool:
+    # The socket's file is there a moment before anybody listens on it.
+    try:
+        control.supervisor_pid(directory)
+    except ClusterError:
+        return False
+    return True
 
 
 def end(running: Running, timeout_seconds: float = 20.0) -> None:
