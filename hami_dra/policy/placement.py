@@ -4,14 +4,18 @@ The stock scheduler knows conditions and an order of alternatives, no scores
 (docs/decisions/0011-annotations.md).
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Final
 
 from hami_dra.policy.fit import NodeCards
 from hami_dra.policy.percentage import MOST_ALTERNATIVES, Alternative
 from hami_dra.policy.request import Placement, Share
 from hami_dra.policy.selectors import index_is
 from hami_dra.policy.target import OUR_CARDS
+
+MOST_CONSTRAINTS: Final = 32
+"""resource.k8s.io/v1 validation."""
 
 
 def choose_index(nodes: Collection[NodeCards], rotation: int) -> int | None:
@@ -44,6 +48,26 @@ def prefer(
     if first == alternatives or len(first) + len(alternatives) > MOST_ALTERNATIVES:
         return alternatives
     return (*first, *(replace(each, name=_join("any", each.name)) for each in alternatives))
+
+
+def fit_constraints(
+    shares: Sequence[Share], placement: Placement
+) -> tuple[Placement, tuple[str, ...]]:
+    """Return the placement without what a claim has no room for, and a warning if that is much.
+
+    Each share of several cards needs one constraint to keep them different, one for each thing
+    that they must have in common, and one for a preference; only the last can be done without.
+    """
+    several = sum(share.cards > 1 for share in shares)
+    each = 2 + placement.one_numa_node + placement.one_pcie_root
+    needed = several * each + placement.one_card
+    if not placement.near or needed <= MOST_CONSTRAINTS:
+        return placement, ()
+    warning = (
+        f"a claim has room for {MOST_CONSTRAINTS} constraints, too few for {several} containers "
+        "with several cards each, so the preference for cards near each other has no effect"
+    )
+    return replace(placement, near=""), (warning,)
 
 
 def warn_preferences(share: Share, placement: Placement, alternatives: int) -> str | None:

@@ -7,7 +7,7 @@ Resource Allocation needs nothing else.
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
@@ -21,14 +21,16 @@ from hami_dra.policy.fit import NodeCards, list_sizes
 from hami_dra.policy.hiding import hide_cards
 from hami_dra.policy.native import is_native
 from hami_dra.policy.percentage import list_alternatives, warn_percentage
-from hami_dra.policy.placement import choose_index, warn_preferences
+from hami_dra.policy.placement import choose_index, fit_constraints, warn_preferences
 from hami_dra.policy.podview import PodView, list_places, view_pod
 from hami_dra.policy.request import PodRequest
 from hami_dra.policy.templates import build_template, is_template_name
 
+_MOST_ANNOTATION_BYTES: Final = 256 << 10
+"""Keys and values of one object together (apimachinery ValidateAnnotationsSize)."""
 _DNS_LABEL: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 
-Original = dict[str, dict[str, dict[str, Any]]]
+Original = dict[str, dict[str, dict[str, str | int]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,11 @@ def plan_pod(
     if request.shares:
         _check_pod(view, request)
         sizes = _list_sizes(request, nodes)
-        index = choose_index(nodes or (), rotation) if request.placement.spread_cards else None
-        template = build_template(request.shares, sizes, request.placement, index=index)
+        placement, dropped = fit_constraints(request.shares, request.placement)
+        request = replace(request, placement=placement)
+        warnings += dropped
+        index = choose_index(nodes or (), rotation) if placement.spread_cards else None
+        template = build_template(request.shares, sizes, placement, index=index)
         warnings += _warn_shares(request, sizes)
     if view.spec.scheduler_name in settings.replace_schedulers:
         warnings.append(
@@ -94,6 +99,7 @@ def plan_pod(
         )
     name = template["metadata"]["name"] if template else None
     rewritten = podpatch.rewrite_pod(source, request, name, settings.replace_schedulers)
+    _check_annotations(rewritten)
     if settings.nvidia.overwrite_env:
         rewritten = hide_cards(rewritten, view_pod(rewritten), request.uses)
     return PodPlan(
@@ -149,20 +155,49 @@ def find_own_rewrite(view: PodView) -> Original | None:
         original = _read_annotation(view)
         if is_template_name(template) and original:
             return original
-        raise UserError(
-            f"{POD_CLAIM_NAME!r} is the name of the claim that replaces a pod's GPU keys; "
-            "give your own claim another name, or remove the keys",
-            field=f"spec.resourceClaims[{index}].name",
-        )
+        raise _reserved(f"spec.resourceClaims[{index}].name")
+    for place in list_places(view):
+        resources = place.container.resources
+        for index, claim in enumerate((resources and resources.claims) or ()):
+            if claim.get("name") == POD_CLAIM_NAME:
+                raise _reserved(f"{place.path}.resources.claims[{index}].name")
     return None
+
+
+def _reserved(field: str) -> UserError:
+    return UserError(
+        f"{POD_CLAIM_NAME!r} is the name of the claim that replaces a pod's GPU keys; "
+        "give your own claim another name, or remove the keys",
+        field=field,
+    )
 
 
 def _read_annotation(view: PodView) -> Original | None:
     text = (view.metadata.annotations or {}).get(ANNOTATION_ORIGINAL_REQUEST, "")
     try:
-        return msgspec.json.decode(text, type=Original)
+        found = msgspec.json.decode(text, type=Original)
     except (msgspec.DecodeError, RecursionError):
         return None
+    # Anybody can write the annotation; nothing in it may reach another field than it came from.
+    known = all(lists.keys() <= {"limits", "requests"} for lists in found.values())
+    return found if known else None
+
+
+def _check_annotations(pod: Mapping[str, Any]) -> None:
+    """Refuse a pod that has no room for the annotation that keeps its keys.
+
+    Raises:
+        UserError: With the sizes.
+    """
+    annotations = pod["metadata"].get("annotations") or {}
+    size = sum(len(key.encode()) + len(value.encode()) for key, value in annotations.items())
+    if size > _MOST_ANNOTATION_BYTES:
+        own = len(annotations.get(ANNOTATION_ORIGINAL_REQUEST, ""))
+        raise UserError(
+            f"are {size} bytes with the {own} in which the pod's GPU keys are kept; an object has "
+            f"at most {_MOST_ANNOTATION_BYTES}",
+            field="metadata.annotations",
+        )
 
 
 def _check_pod(view: PodView, request: PodRequest) -> None:

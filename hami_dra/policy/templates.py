@@ -25,7 +25,7 @@ from hami_dra.contract.names import (
 )
 from hami_dra.contract.quantity import format_mib
 from hami_dra.policy.percentage import Alternative, choose_limit, list_alternatives
-from hami_dra.policy.placement import prefer
+from hami_dra.policy.placement import MOST_CONSTRAINTS, prefer
 from hami_dra.policy.request import MOST_CARDS, Placement, Share
 from hami_dra.policy.selectors import memory_at_least
 from hami_dra.policy.target import OUR_CARDS
@@ -34,6 +34,8 @@ _HASH_DIGITS: Final = 16
 _NAME: Final = re.compile(rf"{re.escape(TEMPLATE_NAME_PREFIX)}-[0-9a-f]{{{_HASH_DIGITS}}}")
 _MOST_REQUESTS: Final = 32
 """resource.k8s.io/v1 validation, like `MOST_CARDS`."""
+_MOST_BYTES: Final = 1_000_000
+"""etcd takes 1.5 MiB, and the claim made from a template also holds its allocation."""
 
 _ANYWHERE: Final = Placement()
 _NO_CONFIG: Final = ShareConfig(api_version=CONFIG_API_VERSION, kind=CONFIG_KIND)
@@ -59,7 +61,7 @@ def build_template(
         index: Position on its node of the card to prefer, see `placement.choose_index`.
 
     Raises:
-        UserError: More cards or containers than one claim can hold.
+        UserError: More cards, containers or conditions than one claim can hold.
     """
     cards = sum(share.cards for share in shares)
     if cards > MOST_CARDS or len(shares) > _MOST_REQUESTS:
@@ -78,6 +80,12 @@ def build_template(
     ours = [share for share in shares if share.target is OUR_CARDS]
     if placement.one_card and len(ours) > 1:
         constraints.append(_put_on_one_card(ours))
+    if len(constraints) > MOST_CONSTRAINTS:
+        raise UserError(
+            f"what the cards of {len(shares)} containers must have in common takes "
+            f"{len(constraints)} constraints; a claim holds at most {MOST_CONSTRAINTS}",
+            field="metadata.annotations",
+        )
     devices: dict[str, Any] = {"requests": requests}
     config = [entry for share in shares for entry in _config(share, sizes)]
     if constraints:
@@ -86,17 +94,31 @@ def build_template(
         devices["config"] = config
     labels = {LABEL_MANAGED_BY: MANAGED_BY}
     spec = {"metadata": {"labels": labels}, "spec": {"devices": devices}}
+    canonical = _encode(spec)
+    if len(canonical) > _MOST_BYTES:
+        raise UserError(
+            f"the conditions on cards, written for each of {len(shares)} containers, make a claim "
+            f"of {len(canonical)} bytes; the most is {_MOST_BYTES}: shorten the lists of cards",
+            field="metadata.annotations",
+        )
     return {
         "apiVersion": "resource.k8s.io/v1",
         "kind": "ResourceClaimTemplate",
-        "metadata": {"name": name_template(spec), "labels": dict(labels)},
+        "metadata": {"name": _name(canonical), "labels": dict(labels)},
         "spec": spec,
     }
 
 
 def name_template(spec: dict[str, Any]) -> str:
     """Return the content-addressed name of a template's spec: a DNS label, 64 bits of SHA-256."""
-    canonical = msgspec.json.encode(spec, order="sorted")
+    return _name(_encode(spec))
+
+
+def _encode(spec: dict[str, Any]) -> bytes:
+    return msgspec.json.encode(spec, order="sorted")
+
+
+def _name(canonical: bytes) -> str:
     return f"{TEMPLATE_NAME_PREFIX}-{hashlib.sha256(canonical).hexdigest()[:_HASH_DIGITS]}"
 
 

@@ -1,0 +1,1 @@
+"""Pods as people, mutating webhooks and attackers might write them, for laws that hold for all."""
