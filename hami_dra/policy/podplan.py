@@ -224,7 +224,7 @@ def _check_pod(view: PodView, request: PodRequest) -> None:
         name = place.container.name
         if name in names or (name in request.uses and not _DNS_LABEL.fullmatch(name)):
             raise UserError(
-                f"{name!r} must be a lower-case DNS label, unique in the pod",
+                f"{name[:64]!r} must be a lower-case DNS label, unique in the pod",
                 field=f"{place.path}.name",
             )
         names.add(name)

@@ -20,6 +20,8 @@ _REASONS: Final = {
     HTTPStatus.SERVICE_UNAVAILABLE: "ServiceUnavailable",
 }
 """StatusReason (meta/v1), which kubectl prints."""
+_LONGEST_NAME: Final = 253
+"""Of any object; here nobody has checked it yet."""
 _LONGEST_WARNING: Final = 256
 """The API server may cut longer ones (admission/v1 AdmissionResponse)."""
 _MOST_WARNING_CHARACTERS: Final = 4096
@@ -54,11 +56,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     @property
     def object_name(self) -> str:
-        """Name for logs; a pod of a ReplicaSet only has the beginning of one."""
+        """Name for logs and messages; a pod of a ReplicaSet only has the beginning of one."""
         metadata = (self.object or {}).get("metadata")
         if self.name or not isinstance(metadata, dict):
-            return self.name
-        return str(metadata.get("name") or metadata.get("generateName") or "")
+            return self.name[:_LONGEST_NAME]
+        name = str(metadata.get("name") or metadata.get("generateName") or "")
+        return name[:_LONGEST_NAME]
 
 
 class _Review(msgspec.Struct, frozen=True, rename="camel"):

@@ -16,8 +16,9 @@ from hami_dra.webhook.review import Request, Verdict, decode_review, encode_revi
 
 _log = structlog.get_logger(__name__)
 
-_BODY_LIMIT_BYTES: Final = 8 << 20
-"""An object is at most 1.5 MiB in etcd, JSON several times that, and an update carries two."""
+_BODY_LIMIT_BYTES: Final = 20 << 20
+"""An object is at most 1.5 MiB in etcd, six times that in JSON that escapes each ``<`` and ``&``
+(encoding/json), and an update carries two."""
 REVIEW_SECONDS: Final = 8.0
 """Less than the configuration's timeoutSeconds (10), so that the author reads our reason."""
 _DRAIN_SECONDS: Final = 9.0

@@ -113,7 +113,7 @@ async def test_malformed_reviews_are_told_what_is_wrong(tmp_path: Path) -> None:
         for path in ("/mutate-pods", "/validate-claims"):
             status, text = await client.post(b"{}", path)
             assert (status, "apiVersion" in text) == (400, True)
-        status, _ = await client.post(b" " * ((8 << 20) + 1))
+        status, _ = await client.post(b" " * ((20 << 20) + 1))
         assert status == 413
         async with client.http.get(f"{client.base}/mutate-pods") as response:
             assert response.status == 405
