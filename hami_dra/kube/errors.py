@@ -1,5 +1,6 @@
 """What the API server can answer instead of an object."""
 
+from http import HTTPStatus
 from typing import Any, Final
 
 from hami_dra.contract.errors import HamiDraError
@@ -34,6 +35,17 @@ class ApiError(HamiDraError):
     def retryable(self) -> bool:
         """Whether the same request may succeed later."""
         return self.status == 0 or self.status in _RETRYABLE
+
+    @property
+    def unauthorized(self) -> bool:
+        """Whether the request was refused for who sent it, not for what it says.
+
+        403 is also the answer of quotas, policies and namespaces that are being deleted; only the
+        authorizer's names the user (k8s.io/apiserver endpoints/handlers/responsewriters).
+        """
+        return self.status == HTTPStatus.UNAUTHORIZED or (
+            self.status == HTTPStatus.FORBIDDEN and 'is forbidden: User "' in str(self)
+        )
 
 
 class NotFoundError(ApiError):

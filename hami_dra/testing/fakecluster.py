@@ -33,11 +33,13 @@ class FakeCluster:
     Attributes:
         requests: Every (method, path) that arrived, watches included.
         fault: Set it to make requests fail.
+        fault_message: What they then say.
     """
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str]] = []
         self.fault: Fault | None = None
+        self.fault_message = "injected fault"
         self._objects: dict[str, Object] = {}
         self._versions = itertools.count(1)
         self._version = 0
@@ -152,7 +154,7 @@ class FakeCluster:
         self.requests.append((request.method, path))
         status = self.fault(request.method, path) if self.fault else None
         if status is not None:
-            return _status(status, "injected fault", "Injected")
+            return _status(status, self.fault_message, "Injected")
         collection = _is_collection(path)
         if request.method == "GET":
             if request.query.get("watch"):

@@ -41,9 +41,10 @@ class TemplateStore:
         """Make the template exist. Idempotent; of several at once, one writes and the others wait.
 
         Raises:
-            UserError: Another object with other content has the name.
+            UserError: Another object with other content has the name, or the namespace must not
+                have the template: a quota, a policy, or its deletion.
             RetryError: The API server cannot do it now.
-            ApiError: It refuses, for a reason that a person has to remove.
+            ApiError: It refuses us, which an administrator has to mend.
         """
         name = str(template["metadata"]["name"])
         key = namespace, name
@@ -75,7 +76,12 @@ class TemplateStore:
         except ApiError as error:
             if error.retryable:
                 raise RetryError(f"cannot write ResourceClaimTemplate {name}: {error}") from error
-            raise
+            if error.unauthorized:
+                raise
+            raise UserError(
+                f"its GPUs need ResourceClaimTemplate {namespace}/{name}, which the API server "
+                f"refuses: {error}"
+            ) from error
         if not _same(stored.get("spec"), template["spec"]):
             raise UserError(
                 f"ResourceClaimTemplate {namespace}/{name} exists with other content; its name is "
