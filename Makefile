@@ -17,8 +17,8 @@ C_FILES := $(wildcard libvgpu/src/*.c libvgpu/sim/*.c libvgpu/probe/*.c libvgpu/
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HAMI_DRA_BUILD_DIR := $(CURDIR)/$(NATIVE)
 
-.PHONY: demo test preflight native tools lint unit contract native-test cluster-test test-matrix sanitize \
-        bench bench-webhook lock proto clean help
+.PHONY: demo test preflight native tools lint unit contract native-test cluster-test test-matrix \
+        test-nightly sanitize bench bench-webhook lock proto clean help
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -68,6 +68,11 @@ test-matrix: $(VENV) ## Admission and allocation on each supported Kubernetes (n
 	  python -m tests.cluster build-tools --kubernetes $$folder >/dev/null; \
 	  pytest -q -m cluster --kubernetes $$folder $(MATRIX_TESTS); \
 	done
+
+test-nightly: preflight $(VENV) native tools ## The laws of admission with 100000 pods, half an hour
+	@echo "==> laws, with $${HAMI_DRA_EXAMPLES:-100000} pods"
+	@HAMI_DRA_EXAMPLES=$${HAMI_DRA_EXAMPLES:-100000} pytest -q -s \
+	  tests/unit/webhook/test_laws.py tests/cluster/test_properties.py
 
 sanitize: $(VENV) ## The C tests under the address, undefined behaviour and thread sanitizers
 	@echo "==> C tests under ASan and UBSan: $(ASAN)"

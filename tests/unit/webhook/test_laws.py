@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from hami_dra.contract.settings import AdmissionSettings, decode_settings
 from hami_dra.policy.claims import check_claim
+from hami_dra.policy.collection import read_use, rebuild_template
 from hami_dra.policy.fit import Card, NodeCards
 from hami_dra.webhook.mutate import PodReviewer
 from hami_dra.webhook.review import decode_review, encode_review
@@ -76,6 +77,19 @@ def _review(loop: asyncio.Runner, reviewer: PodReviewer, pod: Mapping[str, Any])
     return response
 
 
+def _require_rebuilt(
+    pod: dict[str, Any],
+    template: Mapping[str, Any],
+    settings: AdmissionSettings,
+    nodes: frozenset[NodeCards],
+) -> None:
+    """Fail unless the controller could make the template again for a pod that waits for it."""
+    metadata = {**pod["metadata"], "name": "p", "namespace": "team"}
+    use = read_use({**pod, "metadata": metadata})
+    assert use is not None
+    assert rebuild_template(use, settings, nodes) == template
+
+
 @pytest.mark.timeout(7200)
 @budget()
 @given(st.data(), st.sampled_from(sorted(_SETTINGS)), st.sampled_from(sorted(_NODES)))
@@ -100,6 +114,7 @@ def test_every_pod_is_patched_for_good_or_denied_with_a_reason(
     patched = jsonpatch.apply_patch(pod, msgspec.json.decode(base64.b64decode(answer["patch"])))
     assert list(breaches_of_pod(patched, pod, templates.last)) == []
     if templates.last is not None:
+        _require_rebuilt(patched, templates.last, settings, _NODES[nodes_name])
         assert list(breaches_of_template(templates.last)) == []
         check_claim(templates.last["spec"]["spec"], field="spec.spec")
     spec = msgspec.json.encode(patched["spec"]).decode()
