@@ -20,6 +20,13 @@ from hami_dra.cli.options import health_option, kubeconfig_option, log_level_opt
 @click.option(
     "--listen", type=Address(), default=":8443", show_default=True, help="Reviews, HTTPS."
 )
+@click.option(
+    "--leave-seconds",
+    type=click.FloatRange(min=0, max=20),
+    default=5.0,
+    show_default=True,
+    help="How long reviews are answered after SIGTERM, until no Service sends any.",
+)
 @health_option
 @kubeconfig_option
 @config_option
@@ -29,6 +36,7 @@ def webhook(
     cert_dir: Path,
     listen: tuple[str, int],
     health_listen: tuple[str, int],
+    leave_seconds: float,
     kubeconfig: Path | None,
     config: Path | None,
     log_level: str,
@@ -46,6 +54,7 @@ def webhook(
                 port=listen[1],
                 health_host=health_listen[0],
                 health_port=health_listen[1],
+                leave_seconds=leave_seconds,
                 kubeconfig=kubeconfig,
                 admission=read_settings(config),
             )

@@ -41,6 +41,7 @@ class Settings:
         port: Its port; 0 for any.
         health_host: Address for health and metrics (HTTP).
         health_port: Its port; 0 for any.
+        leave_seconds: How long reviews are answered after the process was told to stop.
         kubeconfig: ``None`` inside a cluster.
         admission: What GPU keys mean here.
     """
@@ -50,6 +51,7 @@ class Settings:
     port: int
     health_host: str
     health_port: int
+    leave_seconds: float = 0.0
     kubeconfig: Path | None = None
     admission: AdmissionSettings = DEFAULT_SETTINGS
 
@@ -103,7 +105,13 @@ async def serve(settings: Settings, api: Api, supervisor: Supervisor) -> AsyncIt
         serve_health(
             settings.health_host, settings.health_port, readiness, metrics.registry
         ) as health,
-        serve_reviews(app, settings.host, settings.port, certificate.context) as reviews,
+        serve_reviews(
+            app,
+            settings.host,
+            settings.port,
+            certificate.context,
+            leave_seconds=settings.leave_seconds,
+        ) as reviews,
     ):
         readiness.set("serving", None)
         _log.info("webhook.serving", port=reviews, health_port=health)

@@ -105,20 +105,45 @@ async def _review(reviewer: Reviewer, request: Request, review_seconds: float) -
 
 @asynccontextmanager
 async def serve_reviews(
-    app: web.Application, host: str, port: int, context: SSLContext
+    app: web.Application,
+    host: str,
+    port: int,
+    context: SSLContext,
+    *,
+    leave_seconds: float = 0.0,
 ) -> AsyncIterator[int]:
     """Serve over TLS and yield the bound port (``port`` 0: any free one).
 
-    On the way out no new connection is taken and reviews in progress are finished.
+    On the way out reviews are answered for a while longer, each with the wish to close its
+    connection: the API server keeps connections, sends reviews over them for as long as they are
+    open, and does not repeat one whose connection was closed at that moment. Then no new
+    connection is taken and reviews in progress are finished.
+
+    Args:
+        app: See `build_app`.
+        host: Where.
+        port: Where.
+        context: Of TLS.
+        leave_seconds: The while; as long as Services may take to send others elsewhere.
 
     Raises:
         OSError: The address cannot be bound.
     """
+    leaving = False
+
+    async def close_connection(_: web.Request, response: web.StreamResponse) -> None:
+        if leaving:
+            response.force_close()
+            response.headers["Connection"] = "close"
+
+    app.on_response_prepare.append(close_connection)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_DRAIN_SECONDS)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port, ssl_context=context)
         await site.start()
         yield int(runner.addresses[0][1])
+        leaving = True
+        await asyncio.sleep(leave_seconds)
     finally:
         await runner.cleanup()

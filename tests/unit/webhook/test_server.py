@@ -7,7 +7,7 @@ import socket
 import ssl
 from asyncio import sslproto
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -333,3 +333,36 @@ async def test_a_taken_port_is_an_error_and_leaves_nothing_running(tmp_path: Pat
             build_app({}, WebhookMetrics()), "127.0.0.1", taken.getsockname()[1], context
         ):
             pass
+
+
+async def test_who_leaves_answers_on_and_asks_for_connections_to_be_closed(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    _write_pair(authority, tmp_path)
+    settings = Settings(
+        certificate_dir=tmp_path,
+        host="127.0.0.1",
+        port=0,
+        health_host="127.0.0.1",
+        health_port=0,
+        leave_seconds=0.5,
+    )
+    body = encode(build_review(build_pod(gpu=1)))
+    async with (
+        FakeCluster() as cluster,
+        Supervisor() as supervisor,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=_trust(authority))) as http,
+        AsyncExitStack() as running,
+    ):
+        ports = await running.enter_async_context(serve(settings, cluster.api(), supervisor))
+        reviews = f"https://127.0.0.1:{ports.reviews}/mutate-pods"
+        async with http.post(reviews, data=body) as response:
+            assert "Connection" not in response.headers
+        leaving = asyncio.create_task(running.aclose())
+        async with http.get(f"http://127.0.0.1:{ports.health}/readyz") as response:
+            assert (response.status, await response.text()) == (503, "serving: stopping\n")
+        for _ in ("over the kept connection", "over a new one"):
+            async with http.post(reviews, data=body) as response:
+                assert (response.status, response.headers["Connection"]) == (200, "close")
+        await leaving
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await http.post(reviews, data=body)
