@@ -30,7 +30,7 @@ _MOST_ANNOTATION_BYTES: Final = 256 << 10
 """Keys and values of one object together (apimachinery ValidateAnnotationsSize)."""
 _DNS_LABEL: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 
-Original = dict[str, dict[str, dict[str, str | int]]]
+Original = dict[str, dict[str, dict[str, str | int | float | None]]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,3 +95,14 @@ def test_a_forged_annotation_reaches_no_other_field(original: str) -> None:
     with pytest.raises(UserError) as caught:
         _plan(pod)
     assert caught.value.field == "spec.resourceClaims[0].name"
+
+
+def test_values_that_no_dialect_looks_at_are_kept_and_found_again() -> None:
+    pod = _pod()
+    requests = {"nvidia.com/priority": None, "nvidia.com/gpu": 0.5}
+    pod["spec"]["containers"][0]["resources"]["requests"] = requests
+    first = _plan(pod)
+    late = {"name": "late", "resources": {"limits": {"nvidia.com/gpu": "1"}}}
+    first.pod["spec"]["containers"].append(late)
+    second = _plan(first.pod)
+    assert [share.container for share in second.request.shares] == ["c0", "late"]

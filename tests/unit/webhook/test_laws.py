@@ -7,6 +7,7 @@ we write are in ``tests/generate/rules.py``, so that many more pods can be tried
 import asyncio
 import base64
 import copy
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -62,6 +63,14 @@ class _Templates:
         self.last = template
 
 
+@functools.cache
+def _reviewer(settings_name: str, nodes_name: str) -> tuple[PodReviewer, _Templates]:
+    """Return one that stays, so that what it remembers of other pods is tried too."""
+    templates = _Templates()
+    nodes, settings = _NODES[nodes_name], _SETTINGS[settings_name]
+    return PodReviewer(templates, lambda: nodes, settings), templates  # type: ignore[arg-type]
+
+
 @pytest.fixture(scope="module")
 def loop() -> Iterator[asyncio.Runner]:
     with asyncio.Runner() as runner:
@@ -96,10 +105,11 @@ def _require_rebuilt(
 def test_every_pod_is_patched_for_good_or_denied_with_a_reason(
     loop: asyncio.Runner, data: st.DataObject, settings_name: str, nodes_name: str
 ) -> None:
-    settings, templates = _SETTINGS[settings_name], _Templates()
+    settings = _SETTINGS[settings_name]
+    reviewer, templates = _reviewer(settings_name, nodes_name)
+    templates.last = None
     pod = data.draw(pods(settings))
     before = copy.deepcopy(pod)
-    reviewer = PodReviewer(templates, lambda: _NODES[nodes_name], settings)  # type: ignore[arg-type]
     answer = _review(loop, reviewer, pod)
     assert pod == before
     if not answer["allowed"]:
