@@ -33,6 +33,8 @@ class Installation:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.state = cluster.directory / "hami-dra"
+        self._certificates = str(self.state / "webhook-certs")
+        self._config: tuple[str, ...] = ()
 
     @classmethod
     def install_admission(cls, cluster: Cluster, settings: Mapping[str, Any] | None = None) -> Self:
@@ -62,51 +64,63 @@ class Installation:
             replicas: Number of processes. One is called ``webhook``; several are called
                 ``webhook-0`` and so on, behind a ``balancer`` as behind a Service.
         """
-        certificates = str(self.state / "webhook-certs")
-        config = self._write_config(settings)
-        self._hami_dra(
-            "controller", "bootstrap", "--cert-dir", certificates, "--webhook-url", WEBHOOK,
-            *config,
-            account="hami-dra-controller",
-        )  # fmt: skip
-        options = ["--cert-dir", certificates, *config]
-        address = WEBHOOK.removeprefix("https://")
+        self.bootstrap(settings)
         if replicas == 1:
-            self._start_replica("webhook", address, WEBHOOK_HEALTH, options)
+            self.start_webhook_process("webhook", WEBHOOK, WEBHOOK_HEALTH)
             return
         targets = [f"127.0.0.1:{REPLICA_PORT + number}" for number in range(replicas)]
         for number, target in enumerate(targets):
-            self._start_replica(f"webhook-{number}", target, replica_health(number), options)
+            self.start_webhook_process(f"webhook-{number}", target, replica_health(number))
         self.cluster.start_process(
             "balancer",
-            [sys.executable, "-m", "tests.cluster.balancer", address, *targets],
+            [
+                sys.executable, "-m", "tests.cluster.balancer",
+                WEBHOOK.removeprefix("https://"), *targets,
+            ],
             {"PYTHONPATH": str(ROOT)},
-        )
+        )  # fmt: skip
 
-    def _start_replica(self, name: str, address: str, health: str, options: list[str]) -> None:
+    def bootstrap(self, settings: Mapping[str, Any] | None = None) -> None:
+        """Make certificates and register the webhooks, as served at `WEBHOOK`."""
+        self._config = self._write_config(settings)
+        self._hami_dra(
+            "controller", "bootstrap", "--cert-dir", self._certificates, "--webhook-url", WEBHOOK,
+            *self._config,
+            account="hami-dra-controller",
+        )  # fmt: skip
+
+    def start_webhook_process(self, name: str, reviews: str, health: str) -> None:
+        """Start one replica of the webhook; return once it is ready."""
         self.cluster.start_process(
             name,
             [
-                *_COMMAND, "webhook", "--listen", address,
+                *_COMMAND, "webhook", "--cert-dir", self._certificates,
+                "--listen", reviews.removeprefix("https://"),
                 "--health-listen", health.removeprefix("http://"),
                 "--kubeconfig", self.kubeconfig("hami-dra-webhook"),
-                *options,
+                *self._config,
             ],
             ready=f"{health}/readyz",
         )  # fmt: skip
 
-    def start_controller(self, *, template_age_seconds: float = 3600.0) -> None:
-        """Start the controller; ready means that it takes part in the election."""
+    def start_controller(
+        self,
+        *,
+        template_age_seconds: float = 3600.0,
+        name: str = "controller",
+        health: str = CONTROLLER_HEALTH,
+    ) -> None:
+        """Start a controller; ready means that it takes part in the election."""
         self.cluster.start_process(
-            "controller",
+            name,
             [
                 *_COMMAND, "controller", "run",
                 "--template-age", str(template_age_seconds),
-                "--health-listen", CONTROLLER_HEALTH.removeprefix("http://"),
+                "--health-listen", health.removeprefix("http://"),
                 "--lease-namespace", NAMESPACE,
                 "--kubeconfig", self.kubeconfig("hami-dra-controller"),
             ],
-            ready=f"{CONTROLLER_HEALTH}/readyz",
+            ready=f"{health}/readyz",
         )  # fmt: skip
 
     def stop_controller(self) -> dict[str, Any]:
@@ -140,14 +154,21 @@ class Installation:
                 return claim
         raise LookupError(f"no ResourceClaim belongs to pod {namespace}/{pod}")
 
+    def metrics(self, health: str) -> str:
+        """Return what /metrics of a process says."""
+        return self._read(f"{health}/metrics")
+
     def readiness(self, health: str) -> str:
         """Return what /readyz says, whatever its status."""
+        return self._read(f"{health}/readyz")
+
+    def _read(self, url: str) -> str:
         program = (
             "import sys, urllib.request, urllib.error\n"
             "try: print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())\n"
             "except urllib.error.HTTPError as error: print(error.read().decode())\n"
         )
-        return self.cluster.run([sys.executable, "-c", program, f"{health}/readyz"]).stdout
+        return self.cluster.run([sys.executable, "-c", program, url]).stdout
 
     def apply_and_hear(self, manifests: str) -> str:
         """Apply and return all that kubectl tells the person, warnings included."""

@@ -15,11 +15,17 @@ CHUNK = 1 << 16
 async def wait_until_answering(ready: str) -> None:
     """Return once the address in ``ready`` answers. Safe to cancel; the caller sets the limit."""
     while True:
-        with contextlib.suppress(OSError, TimeoutError, ssl.SSLError, asyncio.IncompleteReadError):
-            async with asyncio.timeout(ATTEMPT_SECONDS):
-                if await _answers(ready):
-                    return
+        if await is_answering(ready):
+            return
         await asyncio.sleep(INTERVAL_SECONDS)
+
+
+async def is_answering(ready: str) -> bool:
+    """Return whether the address in ``ready`` answers, with 200 if it is a URL."""
+    with contextlib.suppress(OSError, TimeoutError, ssl.SSLError, asyncio.IncompleteReadError):
+        async with asyncio.timeout(ATTEMPT_SECONDS):
+            return await _answers(ready)
+    return False
 
 
 async def _answers(ready: str) -> bool:
@@ -51,17 +57,24 @@ async def serve_relay(path: str, host: str, port: int) -> asyncio.Server:
     A unix socket is reached by its path from every network namespace, a TCP address is not.
     """
 
-    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            far_reader, far_writer = await asyncio.open_connection(host, port)
-        except OSError:
-            writer.close()
-            return
-        async with asyncio.TaskGroup() as both:
-            both.create_task(_pump(reader, far_writer))
-            both.create_task(_pump(far_reader, writer))
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await carry(reader, writer, host, port)
 
-    return await asyncio.start_unix_server(carry, path)
+    return await asyncio.start_unix_server(accept, path)
+
+
+async def carry(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, port: int
+) -> None:
+    """Carry one connection to a TCP address until both ends are closed."""
+    try:
+        far_reader, far_writer = await asyncio.open_connection(host, port)
+    except OSError:
+        writer.close()
+        return
+    async with asyncio.TaskGroup() as both:
+        both.create_task(_pump(reader, far_writer))
+        both.create_task(_pump(far_reader, writer))
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -136,13 +136,14 @@ class Session:
         )
         return answer
 
-    def restart(self, name: str, sig: int = signal.SIGTERM) -> dict[str, Any]:
+    def restart(self, name: str, sig: int = signal.SIGTERM, *, wait: bool = True) -> dict[str, Any]:
         """Stop a process, start it again as it was, and wait until it is ready.
 
         Works for the cluster's own programs too; restarting the kubelet leaves pods running.
+        Without ``wait`` it only has to have started.
         """
         answer: dict[str, Any] = control.request(
-            self.directory, "restart", 90.0, name=name, signal=sig, timeout=10.0
+            self.directory, "restart", 90.0, name=name, signal=sig, timeout=20.0, wait=wait
         )
         return answer
 

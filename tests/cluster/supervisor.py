@@ -163,7 +163,8 @@ class Supervisor:
         await self._op_stop(request)
         entry = self._processes.add(component)
         self._processes.spawn(entry)
-        await self._processes.become_ready(entry)
+        if request.get("wait", True):
+            await self._processes.become_ready(entry)
         return entry.report()
 
     async def _op_wait(self, request: dict[str, Any]) -> Any:

@@ -5,7 +5,6 @@ takes in the first, it must take in the second too, rewritten, or the webhook sa
 """
 
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -102,20 +101,13 @@ def written_part(body: Any) -> Any:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": body["spec"]}
 
 
-def metrics(installation: Installation) -> str:
-    program = (
-        "import sys, urllib.request\n"
-        "print(urllib.request.urlopen(sys.argv[1], timeout=9).read().decode())\n"
-    )
-    found = installation.cluster.run([sys.executable, "-c", program, f"{WEBHOOK_HEALTH}/metrics"])
-    return found.stdout
-
-
 def require_sound(installation: Installation) -> None:
     """Fail if the webhook has met anything that it did not understand."""
     assert "admission.broken" not in installation.cluster.logs("webhook")
     results = dict(
-        re.findall(r'reviews_total\{.*result="(\w+)"\} ([0-9.]+)', metrics(installation))
+        re.findall(
+            r'reviews_total\{.*result="(\w+)"\} ([0-9.]+)', installation.metrics(WEBHOOK_HEALTH)
+        )
     )
     assert not {"failed", "malformed", "unavailable"} & results.keys(), results
 
