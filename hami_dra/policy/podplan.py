@@ -179,7 +179,7 @@ def _read_annotation(view: PodView) -> Original | None:
     except (msgspec.DecodeError, RecursionError):
         return None
     # Anybody can write the annotation; nothing in it may reach another field than it came from.
-    known = all(lists.keys() <= {"limits", "requests"} for lists in found.values())
+    known = all(lists.keys() <= {"limits", "requests", "annotations"} for lists in found.values())
     return found if known else None
 
 
