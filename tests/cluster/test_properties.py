@@ -14,7 +14,7 @@ import pytest
 
 from hami_dra.contract.errors import UserError
 from hami_dra.contract.names import LABEL_WEBHOOK_IGNORE
-from hami_dra.contract.settings import AdmissionSettings, decode_settings
+from hami_dra.contract.settings import AdmissionSettings
 from hami_dra.policy.collection import read_use, rebuild_template
 from hami_dra.policy.fit import NodeCards, read_cards
 from hami_dra.policy.podplan import plan_pod
@@ -29,13 +29,12 @@ from tests.cluster.simnodes import SimNode, create_nodes
 from tests.generate.budget import EXAMPLES, sample
 from tests.generate.pods import Pod, pods
 from tests.generate.texts import card_lists
-from tests.generate.words import ALL_DIALECTS, metadata_keys, resource_keys
+from tests.generate.words import CONFIGURATION, EVERYTHING, metadata_keys, resource_keys
 
 CLIENTS = 16
 BATCH = 2_000
 REAL_SHARE = 20
 """One of so many pods is created for good."""
-SETTINGS = {"dialects": list(ALL_DIALECTS)}
 DENIED = re.compile(
     r'admission webhook "[a-z]+\.gpu\.project-hami\.io" denied the request: Pod watched/'
 )
@@ -57,7 +56,7 @@ def admission(cluster: Cluster) -> Iterator[Installation]:
         cluster.api,
         [SimNode(name="unlike", cards=make_cards(["A100", "T4", "T4", "A10"]))],
     )
-    installed = Installation.install_admission(cluster, SETTINGS)
+    installed = Installation.install_admission(cluster, CONFIGURATION)
     for name, labels in (("watched", {}), ("ignored", {LABEL_WEBHOOK_IGNORE: "ignore"})):
         cluster.apply(
             text(
@@ -76,7 +75,7 @@ def admission(cluster: Cluster) -> Iterator[Installation]:
 @pytest.fixture(scope="module")
 def settings() -> AdmissionSettings:
     """Return what the webhook was started with."""
-    return decode_settings(SETTINGS)
+    return EVERYTHING
 
 
 def node_cards(installation: Installation) -> frozenset[NodeCards]:
@@ -210,8 +209,8 @@ def test_what_the_api_server_takes_it_takes_rewritten_or_hears_why_not(
 def test_every_condition_compiles_whatever_an_annotation_says(
     admission: Installation, settings: AdmissionSettings
 ) -> None:
-    lists = [key for key in metadata_keys() if re.search(r"/(vgpu-)?(no)?use-gpu(type|uuid)$", key)]
-    assert len(lists) >= 6
+    lists = [key for key in metadata_keys() if re.search(r"/(vgpu-)?(no)?use-[a-z-]+$", key)]
+    assert len(lists) >= 30
     wanted: list[tuple[Any, Any]] = []
     refused = 0
     for written in sample(card_lists, EXAMPLES // 4):

@@ -5,37 +5,56 @@ import pkgutil
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, Final, get_args
 
+import yaml
+from msgspec.structs import replace
+
 from hami_dra.contract import names
-from hami_dra.contract.settings import AdmissionSettings, DialectName
+from hami_dra.contract.settings import AdmissionSettings, DialectName, decode_settings
+from hami_dra.contract.vendorsettings import Vendor
 from hami_dra.policy import dialects
 
-ALL_DIALECTS: Final[tuple[DialectName, ...]] = get_args(DialectName)
+_VENDORS: Final = Path(__file__).parents[2] / "deploy" / "vendors.yaml"
+CONFIGURATION: Final[dict[str, Any]] = {
+    "dialects": list(get_args(DialectName)),
+    **yaml.safe_load(_VENDORS.read_text()),
+}
+"""All that can be switched on."""
+EVERYTHING: Final = decode_settings(CONFIGURATION)
 _DOMAIN_NAME: Final = re.compile(r"[a-z0-9.-]+\.[a-z]+/[A-Za-z0-9_.-]+")
 _MOST_NAME: Final = 63
 
 
 def resource_keys(settings: AdmissionSettings) -> list[tuple[str, ...]]:
-    """Return the resource names of each dialect that is switched on."""
-    return [
-        keys
-        for name in settings.dialects
-        if (keys := dialects.list_keys(AdmissionSettings(dialects=(name,), nvidia=settings.nvidia)))
+    """Return the resource names of each dialect that is switched on, and of each vendor."""
+    one = [replace(settings, dialects=(name,), vendors=()) for name in settings.dialects]
+    words = [
+        (*dialects.list_keys(each), *(f"{text}1g.5gb" for text in dialects.list_prefixes(each)))
+        for each in one
     ]
+    rows = [vendor.keys for vendor in settings.vendors]
+    return [keys for keys in (*words, *rows) if keys]
 
 
-def metadata_keys() -> list[str]:
+def metadata_keys(settings: AdmissionSettings = EVERYTHING) -> list[str]:
     """Return everything in the contract and the dialects that may be an annotation or a label."""
     found = set(_texts(vars(names).values()))
     for module in pkgutil.iter_modules(dialects.__path__):
         loaded = importlib.import_module(f"{dialects.__name__}.{module.name}")
         found.update(_texts(vars(loaded).values()))
-    return sorted(
+    chosen = {
         key
         for key in found
         if _DOMAIN_NAME.fullmatch(key) and len(key.partition("/")[2]) <= _MOST_NAME
-    )
+    }
+    chosen.update(dialects.list_annotations(settings), *(_wishes(row) for row in settings.vendors))
+    return sorted(chosen)
+
+
+def _wishes(vendor: Vendor) -> Iterator[str]:
+    return (annotation.key for annotation in vendor.annotations)
 
 
 def _texts(values: Iterable[Any]) -> Iterator[str]:
