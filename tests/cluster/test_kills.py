@@ -33,6 +33,8 @@ RETRY_SECONDS = 0.1
 DEADLINE_SECONDS = 240.0
 KILLS = ("webhook-a", "leader", "webhook-b", "kube-apiserver", "webhook-a", "webhook-b", "leader")
 
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(scope="module")
 def cluster_config() -> Config:
