@@ -30,10 +30,10 @@ DIRECT_CLIENTS = 4
 PODS = len(NAMESPACES) * (len(WORKLOADS) + 1) * PER_WORKLOAD
 TEMPLATE_AGE_SECONDS = 5.0
 RETRY_SECONDS = 0.1
-DEADLINE_SECONDS = 240.0
+DEADLINE_SECONDS = 300.0
 KILLS = ("webhook-a", "leader", "webhook-b", "kube-apiserver", "webhook-a", "webhook-b", "leader")
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +261,7 @@ def delete_all(cluster: Cluster) -> None:
         for kind in ("apis/apps/v1/{}/replicasets", "apis/batch/v1/{}/jobs", "api/v1/{}/pods"):
             path = "/" + kind.format(f"namespaces/{namespace}")
             policy = {"propagationPolicy": "Background"}
-            cluster.api.request("DELETE", path, policy, timeout_seconds=60)
+            cluster.api.request("DELETE", path, policy, timeout_seconds=DEADLINE_SECONDS)
     cluster.wait_for_all("pods", lambda items: not items, timeout_seconds=DEADLINE_SECONDS)
 
 

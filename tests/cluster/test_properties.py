@@ -4,6 +4,7 @@ Pods go to a namespace that the webhook ignores and to one that it watches: what
 takes in the first, it must take in the second too, rewritten, or the webhook says why not.
 """
 
+import http.client
 import re
 import time
 from collections import Counter
@@ -156,8 +157,9 @@ class Judge:
                 self.broken.append((f"no template any more: {error}", body))
         calls = create("resourceclaimtemplates", "watched", list(templates.values()))
         for template, answer in zip(templates.values(), self._send(calls), strict=True):
-            self.seen[f"template {_word(answer)}"] += 1
-            if not answer.done:
+            stored = answer.done or answer.status == http.client.CONFLICT  # by an earlier batch
+            self.seen[f"template {'taken' if stored else 'refused'}"] += 1
+            if not stored:
                 self.broken.append((f"template refused: {answer.message}", template))
 
     def _judge_for_good(self, taken: Sequence[Pod]) -> None:
