@@ -6,7 +6,7 @@ kube-controller-manager cannot make the pod's claim without it, and would try fo
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ import structlog
 from hami_dra.contract.errors import HamiDraError, RetryError, UserError
 from hami_dra.contract.settings import AdmissionSettings
 from hami_dra.controller.metrics import ControllerMetrics
+from hami_dra.controller.podevents import PodEvents
 from hami_dra.kube import Api, ApiError
 from hami_dra.kube.objects import TEMPLATES
 from hami_dra.policy.collection import Key, PodUse, rebuild_template
@@ -33,11 +34,12 @@ Nodes = Callable[[], Collection[NodeCards] | None]
 
 @dataclass(slots=True)
 class _Missing:
-    """A template that pods wait for, and what was tried."""
+    """A template that pods wait for, what was tried, and which pods were told that it is lost."""
 
     due_at: float
     delay_seconds: float = _BACKOFF_SECONDS[0]
     told: str = ""
+    told_pods: set[str] = field(default_factory=set)
 
 
 class Restorer:
@@ -68,6 +70,7 @@ class Restorer:
         """
         self._api = api
         self._clock = clock
+        self._events = PodEvents(api, clock)
         self._metrics = metrics
         self._settings = settings
         self._templates = templates
@@ -162,7 +165,21 @@ class Restorer:
                 pod=uses[0].name,
                 error=missing.told,
             )
+        if result == "changed":
+            await self._tell(uses, missing, str(error))
         self._postpone(missing)
+
+    async def _tell(self, uses: list[PodUse], missing: _Missing, error: str) -> None:
+        """Tell each pod once; these are at most eight for each attempt, and attempts grow rare."""
+        for use in uses:
+            if use.uid not in missing.told_pods:
+                missing.told_pods.add(use.uid)
+                await self._events.warn(
+                    use,
+                    reason="ResourceClaimTemplateLost",
+                    action="RestoreTemplate",
+                    note=f"cannot make ResourceClaimTemplate {use.awaits} again: {error}",
+                )
 
     def _rebuild(self, uses: list[PodUse]) -> Mapping[str, Any]:
         """Return the template to which the first of the pods leads that does.

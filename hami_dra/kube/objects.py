@@ -47,6 +47,7 @@ NODES: Final = Resource("v1", "Node", "nodes", namespaced=False)
 NAMESPACES: Final = Resource("v1", "Namespace", "namespaces", namespaced=False)
 LEASES: Final = Resource("coordination.k8s.io/v1", "Lease", "leases", namespaced=True)
 QUOTAS: Final = Resource("v1", "ResourceQuota", "resourcequotas", namespaced=True)
+EVENTS: Final = Resource("events.k8s.io/v1", "Event", "events", namespaced=True)
 CLAIMS: Final = Resource("resource.k8s.io/v1", "ResourceClaim", "resourceclaims", namespaced=True)
 TEMPLATES: Final = Resource(
     "resource.k8s.io/v1", "ResourceClaimTemplate", "resourceclaimtemplates", namespaced=True

@@ -79,3 +79,24 @@ def test_an_unused_template_goes_and_a_used_one_stays(stack: Stack) -> None:
     stack.stop_controller()
     (lease,) = cluster.api.items("leases", NAMESPACE)
     assert lease["spec"].get("holderIdentity", "") == "", "released, not left to expire"
+
+
+def test_a_pod_whose_template_is_lost_is_told(stack: Stack) -> None:
+    cluster = stack.cluster
+    lost = pod("lost")
+    lost["spec"]["resourceClaims"] = [
+        {"name": "hami-gpu", "resourceClaimTemplateName": "hami-gpu-0123456789abcdef"}
+    ]
+    cluster.apply(text(lost))
+    stack.start_controller()
+    cluster.wait_for_all(
+        "events",
+        lambda items: any(
+            item["reason"] == "ResourceClaimTemplateLost" and item["type"] == "Warning"
+            for item in items
+        ),
+        namespace="default",
+    )
+    said = cluster.kubectl("describe", "pod", "lost")
+    assert "cannot make ResourceClaimTemplate hami-gpu-0123456789abcdef again" in said
+    cluster.kubectl("delete", "pod", "lost", "--wait")

@@ -8,7 +8,7 @@ from typing import Any
 
 from hami_dra.controller.collect import Collector
 from hami_dra.controller.metrics import ControllerMetrics
-from hami_dra.kube.objects import PODS, TEMPLATES
+from hami_dra.kube.objects import EVENTS, PODS, TEMPLATES
 from hami_dra.policy.podplan import plan_pod
 from hami_dra.service.clock import ManualClock
 from hami_dra.testing.fakecluster import FakeCluster
@@ -199,6 +199,13 @@ async def test_a_pod_that_leads_elsewhere_is_reported_and_left_alone() -> None:
             rig.clock.advance(60)
             await rig.collector.restore()
             assert rig.count("restorations", "changed") == 2
+            (event,) = cluster.objects(EVENTS)
+            assert (event["regarding"]["name"], event["reason"]) == (
+                "p",
+                "ResourceClaimTemplateLost",
+            )
+            assert name in event["note"]
+            assert "create the pod again" in event["note"]
             assert rig.collector.statistics().missing == 1
             assert not rig.names()
             # One honest pod is enough, whatever others have in their annotations.
@@ -229,3 +236,15 @@ async def test_an_api_server_that_refuses_is_asked_again_later_and_later() -> No
             rig.clock.advance(2)
             await rig.collector.restore()
             assert len(rig.names()) == 1
+
+
+async def test_an_event_that_cannot_be_written_stops_nothing() -> None:
+    async with FakeCluster() as cluster:
+        pod, _ = _admit("p")
+        pod["metadata"]["annotations"] = {}
+        await cluster.put(PODS, pod)
+        cluster.fault = lambda _, path: 403 if "events.k8s.io" in path else None
+        async with _watching(cluster) as rig:
+            await rig.collector.restore()
+            assert rig.count("restorations", "changed") == 1
+            assert cluster.objects(EVENTS) == []
