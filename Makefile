@@ -69,7 +69,7 @@ test-matrix: $(VENV) ## Admission and allocation on each supported Kubernetes (n
 	  pytest -q -m cluster --kubernetes $$folder $(MATRIX_TESTS); \
 	done
 
-test-nightly: preflight $(VENV) native tools ## The laws of admission with 100000 pods, half an hour
+test-nightly: preflight $(VENV) native tools ## The laws of admission with 100000 pods, about an hour
 	@echo "==> laws, with $${HAMI_DRA_EXAMPLES:-100000} pods"
 	@HAMI_DRA_EXAMPLES=$${HAMI_DRA_EXAMPLES:-100000} pytest -q -s \
 	  tests/unit/webhook/test_laws.py tests/cluster/test_properties.py

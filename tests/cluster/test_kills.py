@@ -39,7 +39,7 @@ pytestmark = pytest.mark.timeout(1200)
 @pytest.fixture(scope="module")
 def cluster_config() -> Config:
     """Return a cluster without kubelet."""
-    return Config(flags=Flags(node=False))
+    return Config(flags=Flags(node=False, apiserver=("--delete-collection-workers=8",)))
 
 
 @pytest.fixture(scope="module")
