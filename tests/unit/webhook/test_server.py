@@ -359,7 +359,8 @@ async def test_who_leaves_answers_on_and_asks_for_connections_to_be_closed(tmp_p
             assert "Connection" not in response.headers
         leaving = asyncio.create_task(running.aclose())
         async with http.get(f"http://127.0.0.1:{ports.health}/readyz") as response:
-            assert (response.status, await response.text()) == (503, "serving: stopping\n")
+            assert response.status == 503
+            assert "serving: stopping\n" in await response.text()
         for _ in ("over the kept connection", "over a new one"):
             async with http.post(reviews, data=body) as response:
                 assert (response.status, response.headers["Connection"]) == (200, "close")
