@@ -282,6 +282,15 @@ static uint64_t sum(int card)
 	return used;
 }
 
+/* The dead are not counted: their memory was free before anybody looked. */
+static void note_peak(int fd, int card)
+{
+	if (sum(card) > state->peak[card])
+		prune(fd);
+	if (sum(card) > state->peak[card])
+		state->peak[card] = sum(card);
+}
+
 /* Enters, joins if asked to, runs the change, leaves. */
 static int change(int card, int64_t bytes, int contexts)
 {
@@ -310,8 +319,8 @@ static int change(int card, int64_t bytes, int contexts)
 					    ? 0
 					    : use->used + (uint64_t)bytes;
 			use->contexts += (uint32_t)contexts;
-			if (bytes > 0 && sum(card) > state->peak[card])
-				state->peak[card] = sum(card);
+			if (bytes > 0)
+				note_peak(fd, card);
 		}
 	}
 	close(fd);

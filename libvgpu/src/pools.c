@@ -117,8 +117,7 @@ CUdevice vgpu_pool_device(const struct vgpu_pool *pool)
 
 /* ---- what they hold */
 
-static bool ask(const struct vgpu_pool *pool, int pool_attribute, int graph_attribute,
-		uint64_t *bytes)
+static bool holds(const struct vgpu_pool *pool, uint64_t *bytes)
 {
 	__typeof__(&cuMemPoolGetAttribute) of_pool = VGPU_REAL(cuMemPoolGetAttribute);
 	__typeof__(&cuDeviceGetGraphMemAttribute) of_graphs =
@@ -127,17 +126,12 @@ static bool ask(const struct vgpu_pool *pool, int pool_attribute, int graph_attr
 	CUresult result = CUDA_ERROR_NOT_SUPPORTED;
 
 	if (pool->kind == VGPU_GRAPH_POOL && of_graphs)
-		result = of_graphs(pool->device, graph_attribute, &value);
+		result = of_graphs(pool->device, CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT, &value);
 	else if (pool->kind == VGPU_MEMORY_POOL && of_pool)
-		result = of_pool((CUmemoryPool)(uintptr_t)pool->handle, pool_attribute, &value);
+		result = of_pool((CUmemoryPool)(uintptr_t)pool->handle,
+				 CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &value);
 	*bytes = value;
 	return result == CUDA_SUCCESS;
-}
-
-static bool holds(const struct vgpu_pool *pool, uint64_t *bytes)
-{
-	return ask(pool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT,
-		   CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT, bytes);
 }
 
 /* Charges exactly `held`, unless a call came in between. Returns what is missing. */
@@ -248,15 +242,6 @@ bool vgpu_pools_trim(const struct vgpu_card *card)
 
 /* ---- calls that change it */
 
-static void begin(struct vgpu_pool *pool, uint64_t reserved)
-{
-	vgpu_lock(&lock);
-	pool->charged += reserved;
-	pool->in_flight++;
-	pool->generation++;
-	vgpu_unlock(&lock);
-}
-
 static uint64_t round_up(uint64_t bytes)
 {
 	uint64_t unit = atomic_load_explicit(&step, memory_order_relaxed);
@@ -264,30 +249,20 @@ static uint64_t round_up(uint64_t bytes)
 	return bytes > UINT64_MAX - unit ? UINT64_MAX : (bytes + unit - 1) / unit * unit;
 }
 
-/* Can the pool serve this without growing, as far as can be known? */
-static bool has_room(const struct vgpu_pool *pool, uint64_t bytes)
-{
-	uint64_t held, used;
-
-	return holds(pool, &held) &&
-	       ask(pool, CU_MEMPOOL_ATTR_USED_MEM_CURRENT, CU_GRAPH_MEM_ATTR_USED_MEM_CURRENT,
-		   &used) &&
-	       held >= used && held - used >= bytes;
-}
-
-/* wait: for what is on its way to be free. Whoever can wait can also undo, should the
- * pool grow although it has room; so only those are let in without a reservation. */
+/* wait: for what is on its way to be free. Not even a pool that has room is let in
+ * without a reservation: its room may be in pieces, and it would grow. */
 CUresult vgpu_pool_enter(struct vgpu_pool *pool, uint64_t bytes, bool (*wait)(void *),
 			 void *argument, uint64_t *reserved)
 {
 	*reserved = round_up(bytes);
 	if (vgpu_try_charge(pool->card, *reserved) != 0 &&
-	    (!wait || !wait(argument) || vgpu_try_charge(pool->card, *reserved) != 0)) {
-		if (!wait || !has_room(pool, bytes))
-			return vgpu_refuse(pool->card, bytes);
-		*reserved = 0;
-	}
-	begin(pool, *reserved);
+	    (!wait || !wait(argument) || vgpu_try_charge(pool->card, *reserved) != 0))
+		return vgpu_refuse(pool->card, bytes);
+	vgpu_lock(&lock);
+	pool->charged += *reserved;
+	pool->in_flight++;
+	pool->generation++;
+	vgpu_unlock(&lock);
 	return CUDA_SUCCESS;
 }
 

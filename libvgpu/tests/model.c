@@ -565,12 +565,15 @@ static void one(void)
 }
 
 static int number;
+static struct channel done;
 
 static void among_others(void)
 {
 	struct walk walk = {.random = setting("VGPU_MODEL_SEED", 1) + (uint64_t)number};
 
 	wander(&walk, setting("VGPU_MODEL_OPERATIONS", 10000) / 2 / PROCESSES);
+	channel_tell(done.up[1]); /* none ends while others allocate */
+	channel_hear(done.down[0]);
 }
 
 static void all_of_it(void)
@@ -586,10 +589,17 @@ int main(void)
 	world();
 	world_grant("uid_gpu", CARD_A, limits[0] / MIB, CARD_B, limits[1] / MIB);
 	OK(in_child(one));
+	channel_open(&done);
 	for (number = 0; number < PROCESSES; number++)
 		children[number] = start_child(among_others);
 	for (int i = 0; i < PROCESSES; i++)
+		channel_hear(done.up[0]);
+	for (int i = 0; i < PROCESSES; i++)
+		channel_tell(done.down[1]);
+	for (int i = 0; i < PROCESSES; i++)
 		OK(wait_child(children[i]));
+	for (int device = 0; device < DEVICES; device++)
+		CHECK(card_peak(device) <= limits[device]);
 	OK(in_child(all_of_it));
 	return 0;
 }
