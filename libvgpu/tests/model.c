@@ -29,7 +29,6 @@ struct object {
 	bool own;       /* of the second context, not of the primary one */
 	uint64_t value; /* pointer or handle */
 	uint64_t bytes; /* charged, if not by its pool */
-	bool loose;     /* of a mapping: its handle was released */
 };
 struct walk {
 	uint64_t random;
@@ -341,7 +340,7 @@ static void map_or_release(struct walk *walk, struct object *object)
 	CUmemGenericAllocationHandle again;
 	CUdeviceptr space;
 
-	if (next(walk, 2) || object->loose) {
+	if (next(walk, 2)) {
 		OK(cuMemRelease(object->value));
 		gone(walk, object);
 		return;
@@ -368,23 +367,21 @@ static void destroy_something(struct walk *walk)
 	case MAPPING:
 		OK(cuMemUnmap(object->value, object->bytes));
 		OK(cuMemAddressFree(object->value, object->bytes));
-		gone(walk, object);
-		return;
+		break;
 	case ARRAY:
 		OK(cuArrayDestroy((CUarray)(uintptr_t)object->value));
-		gone(walk, object);
-		return;
+		break;
 	case LEVELS:
 		OK(cuMipmappedArrayDestroy((CUmipmappedArray)(uintptr_t)object->value));
-		gone(walk, object);
-		return;
+		break;
 	case EXTERNAL:
 		OK(cuDestroyExternalMemory((CUexternalMemory)(uintptr_t)object->value));
-		gone(walk, object);
-		return;
+		break;
 	default:
 		free_pointer(walk, object);
+		return;
 	}
+	gone(walk, object);
 }
 
 static void occupy(struct walk *walk, int device)
