@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from tests.cluster.installation import WEBHOOK, Installation
+from tests.cluster.service import PROBE_SECONDS, READY
 
 if TYPE_CHECKING:
     from tests.cluster.cluster import Cluster
 
 _HOST = "127.0.0.1"
+TARGET_SECONDS = 20
 _WEBHOOKS = {"webhook-a": (8444, 8091), "webhook-b": (8445, 8092)}
 _CONTROLLERS = {"controller-a": 8093, "controller-b": 8094}
 WEBHOOKS = tuple(_WEBHOOKS)
@@ -57,8 +60,22 @@ class Replicas:
         self._cluster.restart(name, signal.SIGKILL, wait=name in {*WEBHOOKS, *CONTROLLERS})
 
     def replace(self, name: str) -> None:
-        """Stop a process as kubelet does in a rolling restart; return once it is ready again."""
+        """Stop a process as kubelet does in a rolling restart; return once it is a target again.
+
+        A Deployment looks at the next pod only when the API server knows that this one is ready,
+        which is when the Service knows it too.
+        """
+        port, _ = _WEBHOOKS[name]
+        before = self._count_targeted(port)
         self._cluster.restart(name, signal.SIGTERM)
+        deadline = time.monotonic() + TARGET_SECONDS
+        while self._count_targeted(port) == before:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the Service does not see {name} after {TARGET_SECONDS} s")
+            time.sleep(PROBE_SECONDS)  # it is another process, which only writes a log
+
+    def _count_targeted(self, port: int) -> int:
+        return self._cluster.logs("service").count(READY.format(port))
 
     def count_logged(self, event: str) -> int:
         """Return how often the controllers have logged something."""

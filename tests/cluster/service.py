@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from tests.cluster import probes
 
 PROBE_SECONDS = 0.25
+READY = "with {}"
+"""What the log says when a port is a target from now on."""
 
 
 @dataclass(slots=True)
@@ -42,7 +44,12 @@ class Service:
     async def _watch(self, replica: Replica) -> None:
         url = f"http://127.0.0.1:{replica.health_port}/readyz"
         while True:
-            replica.ready = await probes.is_answering(url)
+            ready = await probes.is_answering(url)
+            if ready != replica.ready:
+                replica.ready = ready
+                print(
+                    READY.format(replica.port) if ready else f"without {replica.port}", flush=True
+                )
             await asyncio.sleep(PROBE_SECONDS)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
