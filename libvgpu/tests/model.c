@@ -6,7 +6,6 @@
  * is refused that would have fitted.
  *
  * VGPU_MODEL_OPERATIONS says how many (10,000), VGPU_MODEL_SEED where to begin. */
-#include <string.h>
 #include <unistd.h>
 
 #include "world.h"
@@ -18,6 +17,7 @@
 #define PROCESSES 4
 #define GRANULE (2 * MIB)
 #define SPACE (64 * MIB)
+#define FILE_DESCRIPTOR CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
 
 static const uint64_t limits[DEVICES] = {1500 * MIB, 700 * MIB};
 
@@ -418,8 +418,7 @@ static void tune(struct walk *walk, int device)
 	}
 }
 
-/* A pool that is replaced while memory of it may still be in use; that memory is
- * freed first, in the order of some stream. */
+/* What the program had of the old one may still be on its way to be free. */
 static void replace_pool(struct walk *walk, int device)
 {
 	CUmemPoolProps props = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
@@ -442,10 +441,8 @@ static void export_one(struct walk *walk)
 
 	if (!object || object->kind != HANDLE || object->bytes > 4 * MIB || walk->exports > 5)
 		return;
-	OK(cuMemExportToShareableHandle(&fd, object->value,
-					CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
-	OK(cuMemImportFromShareableHandle(&imported, (void *)(intptr_t)fd,
-					  CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR));
+	OK(cuMemExportToShareableHandle(&fd, object->value, FILE_DESCRIPTOR, 0));
+	OK(cuMemImportFromShareableHandle(&imported, (void *)(intptr_t)fd, FILE_DESCRIPTOR));
 	close(fd);
 	OK(cuMemRelease(imported));
 	OK(cuMemRelease(object->value));
@@ -490,10 +487,8 @@ static void change_context(struct walk *walk, int device)
 static void reset(struct walk *walk, int device)
 {
 	compare(walk);
-	if (next(walk, 2))
-		OK(cuDevicePrimaryCtxReset_v2(device));
-	else
-		OK(cuDevicePrimaryCtxRelease_v2(device));
+	OK(next(walk, 2) ? cuDevicePrimaryCtxReset_v2(device)
+			 : cuDevicePrimaryCtxRelease_v2(device));
 	lose(walk, device, false);
 	IS(booked(device), walk->charged[device]);
 	start_device(walk, device);
