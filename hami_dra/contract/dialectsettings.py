@@ -28,6 +28,18 @@ class GpushareSettings(
     memory_unit: Literal["GiB", "MiB"] = "GiB"
 
 
+class VolcanoSettings(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"
+):
+    """``volcano`` of the configuration, in the words of its device plugin's configuration.
+
+    Attributes:
+        gpu_memory_factor: What one of ``volcano.sh/vgpu-memory`` is, in MiB.
+    """
+
+    gpu_memory_factor: int = 1
+
+
 class VgpuManagerSettings(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"
 ):
@@ -62,6 +74,15 @@ class NvidiaPluginSettings(
     replicas: int = 0
     sharing: Literal["timeSlicing", "mps"] = "timeSlicing"
     fail_requests_greater_than_one: bool = True
+
+
+def check_volcano(settings: VolcanoSettings) -> None:
+    """Refuse values that mean nothing.
+
+    Raises:
+        UserError: With the field.
+    """
+    _check_range("volcano.gpuMemoryFactor", settings.gpu_memory_factor, 1, _MOST_FACTOR)
 
 
 def check_vgpu_manager(settings: VgpuManagerSettings) -> None:

@@ -14,8 +14,10 @@ from hami_dra.contract.dialectsettings import (
     GpushareSettings,
     NvidiaPluginSettings,
     VgpuManagerSettings,
+    VolcanoSettings,
     check_nvidia_plugin,
     check_vgpu_manager,
+    check_volcano,
 )
 from hami_dra.contract.errors import UserError
 from hami_dra.contract.extendedresource import check_resource_name
@@ -108,6 +110,7 @@ class AdmissionSettings(
         native_whole_cards: Leave pods that ask for whole cards and nothing else to the scheduler
             (Kubernetes 1.36). Their claims are not made by admission, and not seen by it.
         allow_disable_control: Whether a pod may lift the limits of its own share.
+        volcano: What Volcano's words mean.
         gpushare: What gpushare's words mean.
         vgpu_manager: What vgpu-manager's words mean.
         nvidia_plugin: What the words of NVIDIA's device plugin mean.
@@ -121,6 +124,7 @@ class AdmissionSettings(
     excluded_namespaces: tuple[str, ...] = ("kube-system",)
     native_whole_cards: bool = False
     allow_disable_control: bool = True
+    volcano: VolcanoSettings = VolcanoSettings()
     gpushare: GpushareSettings = GpushareSettings()
     vgpu_manager: VgpuManagerSettings = VgpuManagerSettings()
     nvidia_plugin: NvidiaPluginSettings = NvidiaPluginSettings()
@@ -167,6 +171,7 @@ def decode_settings(value: Any) -> AdmissionSettings:
         check_resource_name(key, field="nvidia")
         if nvidia.keys.count(key) > 1:
             raise UserError(f"{key!r} is the name of two resources", field="nvidia")
+    check_volcano(settings.volcano)
     check_vgpu_manager(settings.vgpu_manager)
     check_nvidia_plugin(settings.nvidia_plugin)
     _check_native(settings)

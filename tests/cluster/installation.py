@@ -7,18 +7,21 @@ gives, so a missing permission fails here first.
 import json
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any, Self
 
 from hami_dra.contract.names import DRIVER_NAME
 from tests.cluster.cluster import Cluster
 from tests.cluster.launch import ROOT
+from tests.cluster.service import PROBE_SECONDS, READY
 
 NAMESPACE = "hami-dra"
 WEBHOOK = "https://127.0.0.1:8443"
 WEBHOOK_HEALTH = "http://127.0.0.1:8081"
 CONTROLLER_HEALTH = "http://127.0.0.1:8082"
 REPLICA_PORT = 8453
+TARGET_SECONDS = 20
 _COMMAND = (sys.executable, "-m", "hami_dra")
 
 
@@ -62,23 +65,45 @@ class Installation:
         Args:
             settings: Content of the admission configuration; the defaults without.
             replicas: Number of processes. One is called ``webhook``; several are called
-                ``webhook-0`` and so on, behind a ``balancer`` as behind a Service.
+                ``webhook-0`` and so on, behind a Service.
         """
         self.bootstrap(settings)
         if replicas == 1:
             self.start_webhook_process("webhook", WEBHOOK, WEBHOOK_HEALTH)
             return
-        targets = [f"127.0.0.1:{REPLICA_PORT + number}" for number in range(replicas)]
-        for number, target in enumerate(targets):
+        for number in range(replicas):
+            target = f"127.0.0.1:{REPLICA_PORT + number}"
             self.start_webhook_process(f"webhook-{number}", target, replica_health(number))
+        self.start_service(
+            {REPLICA_PORT + number: replica_health(number) for number in range(replicas)}
+        )
+
+    def start_service(self, targets: Mapping[int, str]) -> None:
+        """Serve `WEBHOOK` by replicas; return once the Service knows that all are ready.
+
+        Args:
+            targets: Addresses of health by the ports of reviews.
+        """
+        pairs = [f"{port}:{health.rpartition(':')[2]}" for port, health in targets.items()]
         self.cluster.start_process(
-            "balancer",
-            [
-                sys.executable, "-m", "tests.cluster.balancer",
-                WEBHOOK.removeprefix("https://"), *targets,
-            ],
+            "service",
+            [sys.executable, "-m", "tests.cluster.service", WEBHOOK.rpartition(":")[2], *pairs],
             {"PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
+        )
+        for port in targets:
+            self.wait_target(port)
+
+    def wait_target(self, port: int, times: int = 1) -> None:
+        """Return once the Service has begun so many times to send connections to a port."""
+        deadline = time.monotonic() + TARGET_SECONDS
+        while self.count_targeted(port) < times:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"port {port} is no target after {TARGET_SECONDS} s")
+            time.sleep(PROBE_SECONDS)  # another process tells it in its log
+
+    def count_targeted(self, port: int) -> int:
+        """Return how many times the Service has begun to send connections to a port."""
+        return self.cluster.logs("service").count(READY.format(port))
 
     def bootstrap(self, settings: Mapping[str, Any] | None = None) -> None:
         """Make certificates and register the webhooks, as served at `WEBHOOK`."""

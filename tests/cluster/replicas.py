@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import signal
-import sys
-import time
 from typing import TYPE_CHECKING
 
-from tests.cluster.installation import WEBHOOK, Installation
-from tests.cluster.service import PROBE_SECONDS, READY
+from tests.cluster.installation import Installation
 
 if TYPE_CHECKING:
     from tests.cluster.cluster import Cluster
 
 _HOST = "127.0.0.1"
-TARGET_SECONDS = 20
 _WEBHOOKS = {"webhook-a": (8444, 8091), "webhook-b": (8445, 8092)}
 _CONTROLLERS = {"controller-a": 8093, "controller-b": 8094}
 WEBHOOKS = tuple(_WEBHOOKS)
@@ -33,9 +29,9 @@ class Replicas:
             self._installation.start_webhook_process(
                 name, f"https://{_HOST}:{port}", f"http://{_HOST}:{health}"
             )
-        replicas = [f"{port}:{health}" for port, health in _WEBHOOKS.values()]
-        command = [sys.executable, "-m", "tests.cluster.service", WEBHOOK.rpartition(":")[2]]
-        cluster.start_process("service", [*command, *replicas])
+        self._installation.start_service(
+            {port: f"http://{_HOST}:{health}" for port, health in _WEBHOOKS.values()}
+        )
         for name, health in _CONTROLLERS.items():
             self._installation.start_controller(
                 name=name,
@@ -66,16 +62,9 @@ class Replicas:
         which is when the Service knows it too.
         """
         port, _ = _WEBHOOKS[name]
-        before = self._count_targeted(port)
+        before = self._installation.count_targeted(port)
         self._cluster.restart(name, signal.SIGTERM)
-        deadline = time.monotonic() + TARGET_SECONDS
-        while self._count_targeted(port) == before:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the Service does not see {name} after {TARGET_SECONDS} s")
-            time.sleep(PROBE_SECONDS)  # it is another process, which only writes a log
-
-    def _count_targeted(self, port: int) -> int:
-        return self._cluster.logs("service").count(READY.format(port))
+        self._installation.wait_target(port, before + 1)
 
     def count_logged(self, event: str) -> int:
         """Return how often the controllers have logged something."""

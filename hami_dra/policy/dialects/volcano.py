@@ -12,6 +12,7 @@ from hami_dra.contract.names import ANNOTATION_NOUSE_TYPE, ANNOTATION_USE_TYPE
 from hami_dra.contract.settings import AdmissionSettings
 from hami_dra.policy.dialects.cardlists import CardList, list_selectors, locate
 from hami_dra.policy.dialects.hami_env import read_control, read_core_policy
+from hami_dra.policy.dialects.mib import read_mib
 from hami_dra.policy.podview import PodView, list_places
 from hami_dra.policy.request import (
     MOST_CARDS,
@@ -32,7 +33,6 @@ _MODE: Final = "volcano.sh/vgpu-mode"
 _PODGROUP_POLICY: Final = "volcano.sh/vgpu-podgroup-policy"
 _OUR_MODE: Final = "hami-core"
 _WHOLE_PERCENT: Final = 100
-_MOST_MIB: Final = 2**31 - 1
 KEYS: Final = (_NUMBER, _MEMORY, _PERCENTAGE, _CORES)
 _CARD_LISTS: Final = (
     CardList(ANNOTATION_USE_TYPE, product_contains),
@@ -88,7 +88,8 @@ def _read_share(
 ) -> Share | None:
     place = written.place
     limits = Written(place, {"limits": written.lists.get("limits", {})})
-    number, memory = limits.read(_NUMBER), limits.read(_MEMORY)
+    number = limits.read(_NUMBER)
+    memory = read_mib(limits, _MEMORY, admission.volcano.gpu_memory_factor)
     percentage, cores = limits.read(_PERCENTAGE), limits.read(_CORES)
     if number is None and memory is None:
         warnings.append(f'{place.path}: without "{_NUMBER}" in limits no card is given')
@@ -97,7 +98,6 @@ def _read_share(
     if cards == 0:
         return None
     _check(number, MOST_CARDS)
-    _check(memory, _MOST_MIB)
     _check(percentage, _WHOLE_PERCENT)
     _check(cores, WHOLE_CORES_PERCENT)
     mib, percent = memory.value if memory is not None else 0, 0

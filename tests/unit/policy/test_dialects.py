@@ -30,19 +30,20 @@ def _pod(row: dict[str, Any], prefix: str) -> dict[str, Any]:
 def test_volcano(row: dict[str, Any]) -> None:
     pod = _pod(row, "volcano.sh")
     assert plan_pod(pod) is None, "off by default"
+    settings = decode_settings(row["settings"]) if "settings" in row else _BOTH
     if "refused" in row:
         with pytest.raises(UserError) as caught:
-            plan_pod(pod, _BOTH, nodes=_NODES)
+            plan_pod(pod, settings, nodes=_NODES)
         assert [part for part in row["refused"] if part not in str(caught.value)] == []
         return
-    plan = plan_pod(pod, _BOTH, nodes=_NODES)
+    plan = plan_pod(pod, settings, nodes=_NODES)
     assert plan is not None
     warns = row.get("warns", [])
     assert len(plan.warnings) == len(warns)
     assert all(part in text for part, text in zip(warns, plan.warnings, strict=True))
     assert "volcano.sh" not in str(plan.pod["spec"])
     assert jsonpatch.apply_patch(pod, plan.patch) == plan.pod
-    assert plan_pod(plan.pod, _BOTH, nodes=_NODES) is None
+    assert plan_pod(plan.pod, settings, nodes=_NODES) is None
     if "request" not in row:
         assert plan.template is None
         return
