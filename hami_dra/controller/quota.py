@@ -281,6 +281,8 @@ class QuotaCounter:
         if event == "DELETED":
             claims.pop(name, None)
             self._made.discard(use.made_for)
+            # It may have come and gone between two counts, which then never knew it.
+            self._gone[use.uid] = self._clock.monotonic()
             if not claims:
                 del self._by_namespace[namespace]
         else:

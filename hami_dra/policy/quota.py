@@ -107,7 +107,7 @@ class PodStates:
 
     Attributes:
         awaiting: They exist, and have yet to get their claim.
-        gone: They were deleted a short while ago.
+        gone: They, or claims that are named by themselves, were deleted a short while ago.
     """
 
     awaiting: Collection[str] = ()
@@ -195,9 +195,9 @@ def recount(
 ) -> Quota:
     """Return the quota as what exists says. Idempotent.
 
-    A reservation goes when its claim is known, or its pod has gone; it is kept alive while its
-    pod waits for the claim. It ends by its time only if the claim is not there by a list from
-    which nothing is missing: a watch may lag behind.
+    A reservation goes when its claim is known, or when that or its pod has gone; it is kept alive
+    while its pod waits for the claim. It ends by its time only if the claim is not there by a list
+    from which nothing is missing: a watch may lag behind.
 
     Args:
         quota: As last known.
@@ -212,7 +212,7 @@ def recount(
     kept: dict[str, Reservation] = {}
     for key, noted in quota.reservations.items():
         pod, entry, _ = key.partition("/")
-        if key in present or (entry and pod in pods.gone):
+        if key in present or pod in pods.gone:
             continue
         if (entry and pod in pods.awaiting) or (listed is not None and key in listed):
             late = noted.until < now + _RENEW_SECONDS

@@ -158,6 +158,17 @@ async def test_claims_count_as_long_as_they_exist() -> None:
         await rig.counts(0, 0)
 
 
+async def test_the_note_of_a_claim_that_came_and_went_between_two_counts_goes_with_it() -> None:
+    until = int(ManualClock().wall()) + RESERVED_SECONDS
+    noted = {"uid-a": [until, [1, 1024, 0]]}
+    async with _running(_quota({"gpu": 1, "gpumem": 1024}, noted)) as rig:
+        await rig.wait_request("GET", CLAIMS.path())
+        await rig.cluster.put(CLAIMS, _claim("a", "1Gi"))
+        await rig.cluster.remove(CLAIMS, "a", namespace="team")
+        await rig.counts(0, 0)
+        assert rig.noted() == {}
+
+
 async def test_without_quotas_claims_are_not_even_watched() -> None:
     scoped = _quota(scopes=["Terminating"])
     async with _running(scoped) as rig:
