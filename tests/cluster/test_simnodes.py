@@ -28,8 +28,12 @@ def test_pods_are_allocated_shares_of_simulated_cards(cluster: Cluster) -> None:
     create_nodes(cluster.api, nodes)
     stack = Installation.install_admission(cluster)
     stack.start_controller()
-    cluster.apply(text(pod("half", gpumem=20480, gpucores=50), pod("more", gpumem=30000)))
-    for name, memory, card in (("half", "20Gi", cards[0]), ("more", "30000Mi", cards[1])):
+    for name, mib, memory, card in (
+        ("half", 20480, "20Gi", cards[0]),
+        ("more", 30000, "30000Mi", cards[1]),
+    ):
+        # One after the other: two at once may be scheduled in either order.
+        cluster.apply(text(pod(name, gpumem=mib, gpucores=50)))
         bound = cluster.wait_for(
             "pods", name, lambda item: bool(item and item["spec"].get("nodeName"))
         )
