@@ -69,8 +69,6 @@ def measure(installation: Installation, generator: Generator, rounds: int, repor
             if number:  # the first round warms everything up
                 rates[way].append(load.per_second)
     configurations.choose("ours")
-    for name in ("kube-controller-manager", "kube-scheduler"):
-        cluster.restart(name)
     for name in ("constant", "webhook"):
         cluster.stop_process(name)
     said = {"none": "without a webhook", "constant": "with a constant patch", "ours": "with ours"}
