@@ -96,7 +96,7 @@ lint: $(VENV) native ## ruff, mypy, import-linter, clang-format, clang-tidy
 bench: $(VENV) native tools ## Time from nothing to a running pod
 	@python -m tests.cluster bench
 
-bench-webhook: $(VENV) tools ## Speed and memory of admission, beside their targets (6 minutes)
+bench-webhook: $(VENV) tools ## Speed and memory of admission, beside their targets (8 minutes)
 	@python -m tests.cluster.webhookbench
 
 lock: ## Resolve the requirement files anew (needs uv)

@@ -45,7 +45,7 @@ _PATCH = [
 def measure(installation: Installation, generator: Generator, rounds: int, report: Report) -> None:
     """Create pods in each way in turn, as often as asked.
 
-    The scheduler and the controllers are stopped meanwhile: they would take their share of the
+    The scheduler and the controllers are stopped, for good: they would take their share of the
     machine from each way alike, only less evenly.
     """
     cluster = installation.cluster
