@@ -1,12 +1,12 @@
 """Numbers as they stand in a container's resources, with the path of each for messages."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from hami_dra.contract.errors import UserError
 from hami_dra.contract.quantity import parse_integer
-from hami_dra.policy.podview import Place
+from hami_dra.policy.podview import Place, PodView, list_places
 
 _LISTS: Final = ("limits", "requests")
 """Where a key may stand; the first that has it wins."""
@@ -83,3 +83,13 @@ def find_keys(place: Place, keys: Collection[str]) -> Written:
             if said:
                 found[name] = said
     return Written(place, found)
+
+
+def list_written(pod: PodView, keys: Collection[str]) -> list[Written]:
+    """Return what each container says that has any of the keys, in the order of their start."""
+    return [written for place in list_places(pod) if (written := find_keys(place, keys)).lists]
+
+
+def keep_written(found: Iterable[Written]) -> dict[str, KeyLists]:
+    """Return it as `PodRequest.original` keeps it, by container."""
+    return {written.place.container.name: written.lists for written in found}

@@ -8,14 +8,14 @@ docs/decisions/0013-dialects.md.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from hami_dra.contract.errors import UserError
 from hami_dra.contract.quantity import MIB
 from hami_dra.contract.settings import AdmissionSettings
 from hami_dra.policy.dialects.hami_env import read_control, read_core_policy
 from hami_dra.policy.dialects.wholecards import refuse_whole_cards
-from hami_dra.policy.podview import PodView, list_places
+from hami_dra.policy.podview import PodView
 from hami_dra.policy.request import (
     MOST_CARDS,
     WHOLE_CORES_PERCENT,
@@ -24,7 +24,7 @@ from hami_dra.policy.request import (
     PodRequest,
     Share,
 )
-from hami_dra.policy.written import Number, Written, find_keys
+from hami_dra.policy.written import Number, Written, keep_written, list_written
 
 _MEMORY: Final = "aliyun.com/gpu-mem"
 _CORES: Final = "aliyun.com/gpu-core.percentage"
@@ -59,22 +59,19 @@ def read_pod(pod: PodView, admission: AdmissionSettings) -> PodRequest | None:
     Raises:
         UserError: A number that means nothing, by its path.
     """
-    original: dict[str, dict[str, dict[str, Any]]] = {}
+    found = list_written(pod, KEYS)
+    if not found:
+        return None
     warnings: list[str] = []
     parts: list[_Part] = []
-    for place in list_places(pod):
-        written = find_keys(place, KEYS)
-        if not written.lists:
-            continue
-        original[place.container.name] = written.lists
+    for written in found:
+        place = written.place
         if place.kind == "initContainers":
             warnings.append(f"{place.path}: gpushare gives init containers no card; none is given")
             continue
         part = _read_part(written, admission, warnings)
         if part is not None:
             parts.append(part)
-    if not original:
-        return None
     shares: list[Share] = []
     if parts:
         refuse_whole_cards(pod, admission, _MEMORY)
@@ -89,7 +86,7 @@ def read_pod(pod: PodView, admission: AdmissionSettings) -> PodRequest | None:
             part.written.place.container.name: shares[min(index, len(shares) - 1)].container
             for index, part in enumerate(parts)
         },
-        original=original,
+        original=keep_written(found),
         keys=KEYS,
         warnings=tuple(warnings),
         placement=Placement(one_card=True),

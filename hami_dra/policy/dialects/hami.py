@@ -7,14 +7,14 @@ silent, are the operator's (`NvidiaSettings`).
 """
 
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from hami_dra.contract.errors import UserError
 from hami_dra.contract.settings import AdmissionSettings, NvidiaSettings
 from hami_dra.policy.dialects.hami_annotations import read_wishes
 from hami_dra.policy.dialects.hami_env import read_control, read_core_policy
 from hami_dra.policy.dialects.mib import read_mib
-from hami_dra.policy.podview import Place, PodView, list_places
+from hami_dra.policy.podview import Place, PodView
 from hami_dra.policy.request import (
     MOST_CARDS,
     WHOLE_CORES_PERCENT,
@@ -24,7 +24,7 @@ from hami_dra.policy.request import (
     Share,
     place_shares,
 )
-from hami_dra.policy.written import Number, Written, find_keys
+from hami_dra.policy.written import Number, Written, keep_written, list_written
 
 _MOST_PRIORITY: Final = 2**31 - 1
 _WHOLE_PERCENT: Final = 100
@@ -43,20 +43,17 @@ def read_pod(pod: PodView, admission: AdmissionSettings) -> PodRequest | None:
             path.
     """
     settings = admission.nvidia
-    original: dict[str, dict[str, dict[str, Any]]] = {}
+    found = list_written(pod, settings.keys)
+    if not found:
+        return None
     warnings: list[str] = []
     beside: list[Share] = []
     before: list[Share] = []
-    for place in list_places(pod):
-        written = find_keys(place, settings.keys)
-        if not written.lists:
-            continue
-        original[place.container.name] = written.lists
+    for written in found:
+        place = written.place
         share = _Reader(written, settings, warnings).read_share()
         if share is not None:
             (beside if place.runs_beside_others else before).append(share)
-    if not original:
-        return None
     placement = Placement()
     if beside or before:
         annotations = pod.metadata.annotations or {}
@@ -71,7 +68,7 @@ def read_pod(pod: PodView, admission: AdmissionSettings) -> PodRequest | None:
     return PodRequest(
         shares=shares,
         uses=uses,
-        original=original,
+        original=keep_written(found),
         keys=settings.keys,
         warnings=tuple(warnings),
         placement=placement,

@@ -26,7 +26,7 @@ from hami_dra.policy.request import (
     PodRequest,
     Share,
 )
-from hami_dra.policy.written import Number, Written, find_keys
+from hami_dra.policy.written import Number, Written, find_keys, keep_written, list_written
 
 _GPU: Final = "koordinator.sh/gpu"
 _SHARED: Final = "koordinator.sh/gpu.shared"
@@ -64,9 +64,7 @@ def read_pod(pod: PodView, admission: AdmissionSettings) -> PodRequest | None:
     Raises:
         UserError: A number, a combination or an annotation that means nothing, by its path.
     """
-    containers = [
-        written for place in list_places(pod) if (written := find_keys(place, KEYS)).lists
-    ]
+    containers = list_written(pod, KEYS)
     if not containers:
         return None
     warnings: list[str] = []
@@ -99,7 +97,7 @@ def read_pod(pod: PodView, admission: AdmissionSettings) -> PodRequest | None:
     return PodRequest(
         shares=shares,
         uses=uses,
-        original={written.place.container.name: dict(written.lists) for written in containers},
+        original=keep_written(containers),
         keys=KEYS,
         warnings=tuple(warnings),
         placement=placement,

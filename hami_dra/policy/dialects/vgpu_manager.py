@@ -7,7 +7,7 @@ slash is the operator's (`VgpuManagerSettings`).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from hami_dra.contract.claimconfig import CorePolicy
 from hami_dra.contract.dialectsettings import ComputePolicy
@@ -19,7 +19,7 @@ from hami_dra.policy.dialects.hami_env import read_control
 from hami_dra.policy.dialects.mib import read_mib
 from hami_dra.policy.dialects.schedulers import warn_kept_scheduler
 from hami_dra.policy.dialects.wholecards import refuse_whole_cards
-from hami_dra.policy.podview import PodView, list_places
+from hami_dra.policy.podview import PodView
 from hami_dra.policy.request import (
     MOST_CARDS,
     WHOLE_CORES_PERCENT,
@@ -32,7 +32,7 @@ from hami_dra.policy.request import (
 )
 from hami_dra.policy.selectors import product_contains, uuid_contains
 from hami_dra.policy.truth import parse_bool
-from hami_dra.policy.written import Number, Written, find_keys
+from hami_dra.policy.written import Number, Written, keep_written, list_written
 
 _SCHEDULERS: Final = ("vgpu-scheduler",)
 _ENV_DISABLE: Final = "DISABLE_VGPU_CONTROL"
@@ -91,14 +91,8 @@ def read_pod(pod: PodView, admission: AdmissionSettings) -> PodRequest | None:
             path.
     """
     names = _Names(admission.vgpu_manager.domain)
-    original: dict[str, dict[str, dict[str, Any]]] = {}
-    found: list[Written] = []
-    for place in list_places(pod):
-        written = find_keys(place, names.keys)
-        if written.lists:
-            original[place.container.name] = written.lists
-            found.append(written)
-    if not original:
+    found = list_written(pod, names.keys)
+    if not found:
         return None
     refuse_whole_cards(pod, admission, names.number)
     warnings: list[str] = []
@@ -121,7 +115,7 @@ def read_pod(pod: PodView, admission: AdmissionSettings) -> PodRequest | None:
     return PodRequest(
         shares=shares,
         uses=uses,
-        original=original,
+        original=keep_written(found),
         keys=names.keys,
         warnings=tuple(warnings),
         placement=placement,

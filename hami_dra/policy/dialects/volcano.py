@@ -5,7 +5,7 @@ HAMi it reads limits only, lets the percentage win over MiB, ignores init contai
 without a word about cores is not exclusive.
 """
 
-from typing import Any, Final
+from typing import Final
 
 from hami_dra.contract.errors import UserError
 from hami_dra.contract.names import ANNOTATION_NOUSE_TYPE, ANNOTATION_USE_TYPE
@@ -13,7 +13,7 @@ from hami_dra.contract.settings import AdmissionSettings
 from hami_dra.policy.dialects.cardlists import CardList, list_selectors, locate
 from hami_dra.policy.dialects.hami_env import read_control, read_core_policy
 from hami_dra.policy.dialects.mib import read_mib
-from hami_dra.policy.podview import PodView, list_places
+from hami_dra.policy.podview import PodView
 from hami_dra.policy.request import (
     MOST_CARDS,
     WHOLE_CORES_PERCENT,
@@ -23,7 +23,7 @@ from hami_dra.policy.request import (
     Share,
 )
 from hami_dra.policy.selectors import product_contains, uuid_among
-from hami_dra.policy.written import Number, Written, find_keys
+from hami_dra.policy.written import Number, Written, keep_written, list_written
 
 _NUMBER: Final = "volcano.sh/vgpu-number"
 _MEMORY: Final = "volcano.sh/vgpu-memory"
@@ -54,29 +54,26 @@ def read_pod(pod: PodView, admission: AdmissionSettings) -> PodRequest | None:
     Raises:
         UserError: A number or an annotation that means nothing, by its path.
     """
-    original: dict[str, dict[str, dict[str, Any]]] = {}
+    found = list_written(pod, KEYS)
+    if not found:
+        return None
     warnings: list[str] = []
     shares: list[Share] = []
-    for place in list_places(pod):
-        written = find_keys(place, KEYS)
-        if not written.lists:
-            continue
-        original[place.container.name] = written.lists
+    for written in found:
+        place = written.place
         if place.kind == "initContainers":
             warnings.append(f"{place.path}: Volcano gives init containers no card; none is given")
             continue
         share = _read_share(written, admission, warnings)
         if share is not None:
             shares.append(share)
-    if not original:
-        return None
     placement = Placement()
     if shares:
         placement = _read_placement(pod.metadata.annotations or {}, warnings)
     return PodRequest(
         shares=tuple(shares),
         uses={share.container: share.container for share in shares},
-        original=original,
+        original=keep_written(found),
         keys=KEYS,
         warnings=tuple(warnings),
         placement=placement,
