@@ -6,6 +6,7 @@ form never loses precision downwards), or refused where the caller asks for an e
 """
 
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Final
@@ -77,5 +78,20 @@ def parse_bytes(text: str | int) -> int:
 
 
 def format_mib(mib: int) -> str:
-    """Write MiB as a quantity, in Gi where that is exact."""
-    return f"{mib // 1024}Gi" if mib and mib % 1024 == 0 else f"{mib}Mi"
+    """Write MiB as the API server stores them: in the largest binary unit that is exact."""
+    return _shorten(mib, 1024, ("Mi", "Gi", "Ti", "Pi", "Ei"))
+
+
+def format_count(count: int) -> str:
+    """Write a number as the API server stores it: 1000 is ``1k``."""
+    return _shorten(count, 1000, ("", "k", "M", "G", "T", "P", "E"))
+
+
+def _shorten(number: int, step: int, units: Sequence[str]) -> str:
+    if not number:
+        return "0"
+    place = 0
+    while number % step == 0 and place + 1 < len(units):
+        number //= step
+        place += 1
+    return f"{number}{units[place]}"

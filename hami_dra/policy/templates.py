@@ -23,7 +23,7 @@ from hami_dra.contract.names import (
     MANAGED_BY,
     TEMPLATE_NAME_PREFIX,
 )
-from hami_dra.contract.quantity import format_mib
+from hami_dra.contract.quantity import format_count, format_mib
 from hami_dra.policy.percentage import Alternative, choose_limit, list_alternatives
 from hami_dra.policy.placement import MOST_CONSTRAINTS, prefer
 from hami_dra.policy.request import MOST_CARDS, Placement, Share
@@ -148,7 +148,7 @@ def _ask(share: Share, alternative: Alternative, placement: Placement) -> dict[s
     target = share.target
     capacity = {}
     if target.cores:
-        capacity[target.cores] = str(share.cores_percent)
+        capacity[target.cores] = format_count(share.cores_percent)
     if target.slots:
         capacity[target.slots] = "1"
     if target.memory and alternative.memory_mib is not None:

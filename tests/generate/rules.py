@@ -55,11 +55,23 @@ def _breaches_of_request(request: Mapping[str, Any]) -> Iterator[str]:
     if not all(map(_LABEL.fullmatch, names)):
         yield f"names {names}"
     for ask in subrequests or [request["exactly"]]:
+        for text in ask.get("capacity", {}).get("requests", {}).values():
+            if not _is_canonical(text):
+                yield f"{text} is stored as another text, and the name with it is another's"
         expressions = [each["cel"]["expression"] for each in ask.get("selectors", ())]
         if len(expressions) > _MOST_SELECTORS:
             yield f"{len(expressions)} selectors"
         if any(len(each.encode()) > _MOST_EXPRESSION_BYTES for each in expressions):
             yield "an expression is too long"
+
+
+def _is_canonical(text: str) -> bool:
+    """Whether a quantity is stored as it is written (apimachinery's resource.Quantity)."""
+    match = re.fullmatch(r"([1-9][0-9]*)([kMGTPE]?|[KMGTPE]i)", text)
+    if match is None:
+        return text == "0"
+    number, unit = int(match[1]), match[2]
+    return unit in {"E", "Ei"} or number % (1024 if unit.endswith("i") else 1000) != 0
 
 
 def breaches_of_pod(

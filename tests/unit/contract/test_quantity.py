@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hami_dra.contract.quantity import MIB, format_mib, parse_bytes, parse_integer, parse_quantity
+from hami_dra.contract.quantity import (
+    MIB,
+    format_count,
+    format_mib,
+    parse_bytes,
+    parse_integer,
+    parse_quantity,
+)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +48,20 @@ def test_what_is_not_a_quantity_is_refused(text: str) -> None:
 @given(st.integers(min_value=0, max_value=2**40))
 def test_mib_round_trip(mib: int) -> None:
     assert parse_bytes(format_mib(mib)) == mib * MIB
+
+
+@pytest.mark.parametrize(
+    ("mib", "text"), [(0, "0"), (1, "1Mi"), (1536, "1536Mi"), (10240, "10Gi"), (1 << 20, "1Ti")]
+)
+def test_mib_are_written_as_the_api_server_stores_them(mib: int, text: str) -> None:
+    assert format_mib(mib) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0"), (100, "100"), (1000, "1k"), (1500, "1500"), (2_000_000, "2M")]
+)
+def test_counts_are_written_as_the_api_server_stores_them(count: int, text: str) -> None:
+    assert format_count(count) == text
 
 
 def test_integers_refuse_fractions_and_bytes_round_up() -> None:
