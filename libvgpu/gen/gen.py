@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write libvgpu's tables from hooks.toml: gen.py hooks.toml hooks.inc hooks_gen.h libvgpu.map.
+"""Write libvgpu's tables from hooks.toml.
 
-Stops the build on a list that contradicts itself. Standard library only.
+Usage: gen.py hooks.toml cuda_names.txt passed.toml hooks.inc hooks_gen.h libvgpu.map. Stops the
+build on a list that contradicts itself, the driver's names, or leaves one of them undecided.
+Standard library only.
 """
 
+import fnmatch
 import re
 import sys
 import tomllib
@@ -64,6 +67,25 @@ def check(hooks: list[dict], reals: list[dict]) -> None:
             variants.add(variant)
 
 
+def check_names(hooks: list[dict], names: str, passed: list[dict]) -> None:
+    """Every hook is a variant that the driver has, and every other variant has been decided on."""
+    rows = [line.split() for line in names.splitlines()]
+    facts = {(n, base, int(since), suffix != "-") for n, base, since, suffix in rows}
+    cuda = [hook for hook in hooks if hook["library"] == "cuda"]
+    for hook in cuda:
+        for base, since, ptsz in answers(hook):
+            if (hook["name"], base, since, ptsz) not in facts:
+                sys.exit(f"hooks.toml: {hook['name']}: not what {base} is from {since} on")
+    left = {name for name, *_ in facts} - {hook["name"] for hook in cuda}
+    patterns = [pattern for group in passed for pattern in group["names"]]
+    for pattern in patterns:
+        if not fnmatch.filter(left, pattern):
+            sys.exit(f"passed.toml: {pattern} is no name that is not hooked")
+    undecided = [n for n in left if not any(fnmatch.fnmatchcase(n, p) for p in patterns)]
+    if undecided:
+        sys.exit(f"neither in hooks.toml nor in passed.toml: {', '.join(sorted(undecided))}")
+
+
 def render_table(hooks: list[dict], reals: list[dict]) -> str:
     seed, bits = perfect_seed([hook["name"] for hook in hooks])
     places = {fnv1a(hook["name"], seed) & ((1 << bits) - 1): i for i, hook in enumerate(hooks)}
@@ -92,7 +114,9 @@ def render_header(hooks: list[dict], reals: list[dict]) -> str:
     lines += [f"\tVGPU_HOOK_{h['name']}," for h in hooks]
     lines += ["\tVGPU_HOOK_COUNT", "};", "enum vgpu_real_index {"]
     lines += [f"\tVGPU_REAL_{e['name']}," for e in hooks + reals]
-    return "\n".join([*lines, "\tVGPU_REAL_COUNT", "};", "#endif", ""])
+    lines += ["\tVGPU_REAL_COUNT", "};", "/* X(name, library) of every hook. */"]
+    rows = [f"X({hook['name']}, {LIBRARIES[hook['library']]})" for hook in hooks]
+    return "\n".join([*lines, "#define VGPU_HOOKS(X) \\", " \\\n".join(f"\t{r}" for r in rows), "#endif", ""])
 
 
 def render_map(hooks: list[dict]) -> str:
@@ -101,10 +125,11 @@ def render_map(hooks: list[dict]) -> str:
 
 
 def main() -> None:
-    source, table, header, export_map = (Path(arg) for arg in sys.argv[1:5])
+    source, names, passed, table, header, export_map = (Path(arg) for arg in sys.argv[1:7])
     data = tomllib.loads(source.read_text())
     hooks, reals = data["hook"], data["real"]
     check(hooks, reals)
+    check_names(hooks, names.read_text(), tomllib.loads(passed.read_text())["passed"])
     table.write_text(render_table(hooks, reals))
     header.write_text(render_header(hooks, reals))
     export_map.write_text(render_map(hooks))

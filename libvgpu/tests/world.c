@@ -53,7 +53,7 @@ void world_write(const char *path, const void *data, size_t size)
 
 void world(void)
 {
-	static const char cards[] = "driver_version = 580.95.05\ncuda_version = 13000\n"
+	static const char cards[] = "driver_version = 580.95.05\ncuda_version = 13050\n"
 				    "[card]\nuuid = " CARD_A "\nname = NVIDIA A100-SXM4-40GB\n"
 				    "memory_mib = 40960\nsm_count = 108\npci = 0000:3b:00.0\n"
 				    "minor = 0\nnvlink = 1\n"
