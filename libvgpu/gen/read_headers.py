@@ -80,7 +80,8 @@ def main() -> None:
             nvml |= read_nvml(text)
         else:
             sys.exit(f"{path}: not one of cuda.h, cudaTypedefs.h, nvml.h")
-    lines = [f"{n} {base} {since} {suffix or '-'}" for n, base, since, suffix in pair(exported, versions)]
+    rows = pair(exported, versions)
+    lines = [f"{name} {base} {since} {suffix or '-'}" for name, base, since, suffix in rows]
     (out / "cuda_names.txt").write_text("\n".join([*lines, ""]))
     (out / "nvml_names.txt").write_text("\n".join([*sorted(nvml), ""]))
 

@@ -6,12 +6,12 @@
 #define VGPU_SIM_NAMES_H
 
 struct sim_name {
-	const char *name;   /* as exported */
-	const char *base;   /* as cuGetProcAddress is asked */
-	void *function;     /* what dlsym finds */
-	void *second;       /* another address that leads to it */
-	int since;          /* CUDA version from which it answers for its base */
-	int per_thread;     /* only if asked for per-thread default streams */
+	const char *name; /* as exported */
+	const char *base; /* as cuGetProcAddress is asked */
+	void *function;   /* what dlsym finds */
+	void *second;     /* another address that leads to it */
+	int since;        /* CUDA version from which it answers for its base */
+	int per_thread;   /* only if asked for per-thread default streams */
 };
 
 /* Ends with a row of zeros. Later rows of one base are newer. */

@@ -18,17 +18,23 @@ static bool is_ptsz(const struct vgpu_variant *variant, cuuint64_t flags)
 	return !variant->ptsz || (flags & CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM);
 }
 
-/* A newer driver may have variants that are not in our list yet. */
-static bool is_exported_variant(const char *base, const void *function)
+static const char *const suffixes[] = {"",         "_v2",      "_v3",      "_v4",     "_v5",
+				       "_v6",      "_v7",      "_v8",      "_ptsz",   "_ptds",
+				       "_v2_ptsz", "_v2_ptds", "_v3_ptsz", "_v3_ptds"};
+
+/* Whether the driver gave an exported variant that is not in our list, or may have:
+ * asked for a version after the list's last one, it can mean a variant that is newer. */
+static bool is_unknown_variant(const char *base, const void *function, int version)
 {
-	static const char *const suffixes[] = {"",      "_v2",      "_v3",     "_v4",
-					       "_v5",   "_v6",      "_v7",     "_ptsz",
-					       "_ptds", "_v2_ptsz", "_v2_ptds"};
 	char name[160];
 
 	for (size_t i = 0; i < sizeof(suffixes) / sizeof(suffixes[0]); i++) {
+		const void *exported;
+
 		snprintf(name, sizeof(name), "%s%s", base, suffixes[i]);
-		if (vgpu_real_symbol(VGPU_CUDA, name) == function)
+		exported = vgpu_real_symbol(VGPU_CUDA, name);
+		if (exported &&
+		    (exported == function || (version > VGPU_NEWEST_CUDA && !vgpu_hook_find(name))))
 			return true;
 	}
 	return false;
@@ -47,7 +53,7 @@ static void *choose(const char *symbol, void *theirs, int version, cuuint64_t fl
 	for (variant = first; variant; variant = vgpu_variant_next(variant))
 		if (vgpu_real_at(variant->hook->real) == theirs)
 			return variant->hook->ours;
-	if (is_exported_variant(symbol, theirs)) {
+	if (is_unknown_variant(symbol, theirs, version)) {
 		vgpu_log(VGPU_LOG_WARN, "%s for CUDA %d is a variant that is not limited", symbol,
 			 version);
 		vgpu_count_unhooked();

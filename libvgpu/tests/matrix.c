@@ -10,7 +10,6 @@
 #include "hooks_gen.h"
 #include "world.h"
 
-#define NEWEST 13050 /* of cuda_names.txt */
 #define ROWS 2048
 
 static struct row {
@@ -76,7 +75,7 @@ static void read_rows(const char *path)
 	}
 	CHECK(feof(file));
 	fclose(file);
-	add_version(NEWEST);
+	add_version(VGPU_NEWEST_CUDA);
 	row_count = (size_t)(row - rows);
 	CHECK(row_count > 600);
 }
@@ -84,7 +83,8 @@ static void read_rows(const char *path)
 /* Linked, dlsym with a handle, RTLD_DEFAULT and RTLD_NEXT, dlvsym. */
 static void by_name(void)
 {
-	void *cuda = dlopen("libcuda.so.1", RTLD_NOW), *nvml = dlopen("libnvidia-ml.so.1", RTLD_NOW);
+	void *cuda = dlopen("libcuda.so.1", RTLD_NOW),
+	     *nvml = dlopen("libnvidia-ml.so.1", RTLD_NOW);
 
 	CHECK(cuda && nvml);
 	for (struct row *row = rows; row < rows + row_count; row++) {
@@ -208,7 +208,7 @@ int main(int count, char **arguments)
 		return call_one(arguments[2]);
 	CHECK(count == 2);
 	world();
-	world_grant("claim", CARD_A, 1024, NULL, 0);
+	world_grant("uid_gpu", CARD_A, 1024, NULL, 0);
 	read_rows(arguments[1]);
 	by_name();
 	use_gpu();

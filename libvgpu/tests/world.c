@@ -51,16 +51,26 @@ void world_write(const char *path, const void *data, size_t size)
 	close(fd);
 }
 
+static char cards[] = "driver_version = 580.95.05\ncuda_version = 13050\n"
+		      "[card]\nuuid = " CARD_A "\nname = NVIDIA A100-SXM4-40GB\n"
+		      "memory_mib = 40960\nsm_count = 108\npci = 0000:3b:00.0\n"
+		      "minor = 0\nnvlink = 1\n"
+		      "[card]\nuuid = " CARD_B "\nname = Tesla T4\n"
+		      "memory_mib = 16384\nsm_count = 40\npci = 0000:86:00.0\n"
+		      "minor = 1\nnuma_node = 1\ncompute_capability = 7.5\n"
+		      "architecture = turing\nbrand = tesla\nnvlink = 0\n";
+
+void world_driver(const char *cuda_version)
+{
+	char *at = strstr(cards, "cuda_version = ");
+
+	CHECK(at && strlen(cuda_version) == 5);
+	memcpy(at + strlen("cuda_version = "), cuda_version, 5);
+	world_write(world_path("sim/cards.ini"), cards, sizeof(cards) - 1);
+}
+
 void world(void)
 {
-	static const char cards[] = "driver_version = 580.95.05\ncuda_version = 13050\n"
-				    "[card]\nuuid = " CARD_A "\nname = NVIDIA A100-SXM4-40GB\n"
-				    "memory_mib = 40960\nsm_count = 108\npci = 0000:3b:00.0\n"
-				    "minor = 0\nnvlink = 1\n"
-				    "[card]\nuuid = " CARD_B "\nname = Tesla T4\n"
-				    "memory_mib = 16384\nsm_count = 40\npci = 0000:86:00.0\n"
-				    "minor = 1\nnuma_node = 1\ncompute_capability = 7.5\n"
-				    "architecture = turing\nbrand = tesla\nnvlink = 0\n";
 	const char *base = getenv("TMPDIR");
 
 	snprintf(root, sizeof(root), "%s/vgpu-test-XXXXXX", base ? base : "/tmp");
