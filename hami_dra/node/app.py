@@ -29,6 +29,10 @@ from hami_dra.contract.names import DRIVER_NAME
 from hami_dra.gpu.nvml import NvmlSource
 from hami_dra.gpu.source import GpuSource
 from hami_dra.kube import Api, connect
+from hami_dra.kubeletplugin.locks import ClaimLocks
+from hami_dra.kubeletplugin.publisher import Publisher
+from hami_dra.kubeletplugin.registration import Registration
+from hami_dra.kubeletplugin.service import VERSIONS, DraService
 from hami_dra.node import healthstream
 from hami_dra.node.basedevices import BaseDevices
 from hami_dra.node.claimspec import FILE_PREFIX
@@ -37,14 +41,10 @@ from hami_dra.node.healthstream import HealthStream
 from hami_dra.node.inventory import Inventory
 from hami_dra.node.ledger import Ledger
 from hami_dra.node.libfile import install_library
-from hami_dra.node.locks import ClaimLocks
 from hami_dra.node.metrics import NodeMetrics
 from hami_dra.node.offer import Offer
 from hami_dra.node.preparer import ClaimFiles, Preparer, Step, no_step, read_boot_id
-from hami_dra.node.publisher import Publisher
 from hami_dra.node.recovery import Recovery
-from hami_dra.node.registration import Registration
-from hami_dra.node.service import VERSIONS, DraService
 from hami_dra.node.settings import NodeSettings
 from hami_dra.node.sharedir import ShareDirectories
 from hami_dra.policy.devices import GpuFacts

@@ -12,7 +12,7 @@ from typing import Final
 import grpc
 
 from hami_dra._pb import dra_health_v1_pb2 as pb
-from hami_dra.node.socket import Handlers
+from hami_dra.kubeletplugin.socket import Handlers
 from hami_dra.policy.devices import GpuFacts, name_device
 from hami_dra.service.clock import Clock
 

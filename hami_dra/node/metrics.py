@@ -6,8 +6,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from hami_dra.node.publisher import PublisherStatistics
-from hami_dra.node.service import ServiceStatistics
+from hami_dra.kubeletplugin.publisher import PublisherStatistics
+from hami_dra.kubeletplugin.service import ServiceStatistics
 
 
 class NodeMetrics(Collector):

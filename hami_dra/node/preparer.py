@@ -21,11 +21,11 @@ from hami_dra.contract.names import CDI_KIND_CLAIM
 from hami_dra.kube import Api
 from hami_dra.kube.errors import NotFoundError
 from hami_dra.kube.objects import CLAIMS
+from hami_dra.kubeletplugin.service import ClaimRef, PreparedDevice
 from hami_dra.node.basedevices import BaseDevices
 from hami_dra.node.claimspec import name_devices, name_file, render_claim
 from hami_dra.node.ledger import CardCapacity, ClaimRecord, Ledger, encode_record
 from hami_dra.node.libfile import InstalledLibrary
-from hami_dra.node.service import ClaimRef, PreparedDevice
 from hami_dra.node.settings import NodeSettings
 from hami_dra.node.sharedir import ShareDirectories
 from hami_dra.policy.binding import Binding, bind_claim

@@ -17,10 +17,10 @@ import structlog
 
 from hami_dra.contract.errors import HamiDraError
 from hami_dra.kube import ApiError
+from hami_dra.kubeletplugin.locks import ClaimLocks
 from hami_dra.node.claimspec import CLAIM_PREFIX, name_file
 from hami_dra.node.ledger import Ledger, decode_record
 from hami_dra.node.libfile import remove_unused
-from hami_dra.node.locks import ClaimLocks
 from hami_dra.node.preparer import ClaimFiles, Preparer
 
 _log = structlog.get_logger(__name__)

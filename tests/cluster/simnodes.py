@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hami_dra.contract.names import DRIVER_NAME
-from hami_dra.node.slices import Pool, plan_slices, split_pages
+from hami_dra.kubeletplugin.slices import Pool, plan_slices, split_pages
 from hami_dra.policy.devices import GpuFacts, describe_devices
 from tests.cluster.calls import Call, require_done, send_all
 

@@ -15,14 +15,14 @@ from hami_dra.cdi.hostspecs import HostSpecs
 from hami_dra.cdi.store import CdiStore
 from hami_dra.contract.names import DRIVER_NAME
 from hami_dra.kube.objects import CLAIMS
+from hami_dra.kubeletplugin.locks import ClaimLocks
+from hami_dra.kubeletplugin.service import ClaimRef
 from hami_dra.node.basedevices import BaseDevices
 from hami_dra.node.claimspec import FILE_PREFIX
 from hami_dra.node.ledger import Ledger
 from hami_dra.node.libfile import install_library
-from hami_dra.node.locks import ClaimLocks
 from hami_dra.node.preparer import ClaimFiles, Preparer, Step, no_step
 from hami_dra.node.recovery import Recovery
-from hami_dra.node.service import ClaimRef
 from hami_dra.node.settings import NodeSettings
 from hami_dra.node.sharedir import ShareDirectories
 from hami_dra.policy.devices import GpuFacts, name_device

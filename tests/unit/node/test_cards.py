@@ -6,10 +6,10 @@ from typing import Any
 from hami_dra.contract.names import ANNOTATION_DEVICE_CORDON, TAINT_LOST
 from hami_dra.gpu.source import SkippedGpu
 from hami_dra.kube.objects import NODES
+from hami_dra.kubeletplugin.slices import Pool, plan_slices
 from hami_dra.node.cordon import CordonWatch
 from hami_dra.node.inventory import Inventory
 from hami_dra.node.offer import Offer
-from hami_dra.node.slices import Pool, plan_slices
 from hami_dra.policy.devices import describe_devices, name_device
 from hami_dra.policy.taints import CORDONED, LOST, read_cordon
 from hami_dra.testing.fakecluster import FakeCluster

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hami_dra.kubeletplugin.socket import open_server
 from hami_dra.node.healthstream import HealthStream
-from hami_dra.node.socket import open_server
 from hami_dra.policy.devices import name_device
 from hami_dra.service.clock import ManualClock
 from hami_dra.testing.fakegpus import make_gpu

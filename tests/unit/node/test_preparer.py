@@ -14,8 +14,8 @@ from hami_dra.contract.errors import HamiDraError, RetryError, UserError
 from hami_dra.contract.grant import decode_grant
 from hami_dra.contract.names import DRIVER_NAME
 from hami_dra.kube.objects import CLAIMS
+from hami_dra.kubeletplugin.service import ClaimRef
 from hami_dra.node.preparer import PREPARE_STEPS, UNPREPARE_STEPS
-from hami_dra.node.service import ClaimRef
 from hami_dra.node.settings import InjectPath
 from hami_dra.testing.fakecluster import FakeCluster
 from tests.unit.node.rig import Rig, make_claim, make_share, put_claim, start_rig

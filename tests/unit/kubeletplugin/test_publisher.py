@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from hami_dra.kube.objects import NODES, SLICES
-from hami_dra.node.publisher import Publisher
-from hami_dra.node.slices import Pool, normalize_devices, plan_slices, split_pages
+from hami_dra.kubeletplugin.publisher import Publisher
+from hami_dra.kubeletplugin.slices import Pool, normalize_devices, plan_slices, split_pages
 from hami_dra.policy.devices import describe_devices
 from hami_dra.testing.fakecluster import FakeCluster
 from hami_dra.testing.fakegpus import make_gpu

@@ -22,8 +22,8 @@ import structlog
 from hami_dra._pb import dra_v1_pb2 as pb
 from hami_dra.contract.errors import HamiDraError, RetryError
 from hami_dra.kube import ApiError
-from hami_dra.node.locks import ClaimLocks
-from hami_dra.node.socket import Handlers, open_server
+from hami_dra.kubeletplugin.locks import ClaimLocks
+from hami_dra.kubeletplugin.socket import Handlers, open_server
 from hami_dra.service.retry import retry
 
 _log = structlog.get_logger(__name__)

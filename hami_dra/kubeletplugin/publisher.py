@@ -14,7 +14,7 @@ import structlog
 from hami_dra.kube import Api, ApiError, Informer
 from hami_dra.kube.errors import NotFoundError
 from hami_dra.kube.objects import NODES, SLICES
-from hami_dra.node.slices import (
+from hami_dra.kubeletplugin.slices import (
     Pool,
     SlicePlan,
     find_dropped_fields,

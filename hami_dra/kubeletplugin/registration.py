@@ -19,7 +19,7 @@ from hami_dra._pb.registration_v1_pb2 import (
     RegistrationStatus,
     RegistrationStatusResponse,
 )
-from hami_dra.node.socket import Handlers, open_server
+from hami_dra.kubeletplugin.socket import Handlers, open_server
 
 _log = structlog.get_logger(__name__)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from hami_dra.contract.errors import FatalError, RetryError, UserError
-from hami_dra.node.locks import ClaimLocks
-from hami_dra.node.registration import Registration
-from hami_dra.node.service import VERSIONS, ClaimRef, DraService, PreparedDevice
+from hami_dra.kubeletplugin.locks import ClaimLocks
+from hami_dra.kubeletplugin.registration import Registration
+from hami_dra.kubeletplugin.service import VERSIONS, ClaimRef, DraService, PreparedDevice
 from hami_dra.testing.fakekubelet import FakeClaim, FakeKubelet
 
 DRIVER = "gpu.example.com"
