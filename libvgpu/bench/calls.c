@@ -2,7 +2,7 @@
  *
  * Time of single calls, on simulated cards:
  *
- *   calls CALL BATCH BATCHES    nanoseconds a call, the median of the batches
+ *   calls CALL BATCH BATCHES    nanoseconds of a batch of calls, the median
  *   calls start                 cuInit, a context, the end: a process's own cost
  *   calls starts COUNT [LIB]    nanoseconds until COUNT processes like that, all
  *                               started at once, have ended; LIB is preloaded
@@ -93,7 +93,7 @@ static int measure(const struct call *call, int batch, long batches)
 		const uint64_t begun = now_ns();
 
 		call->run(batch);
-		times[i] = (double)(now_ns() - begun) / batch;
+		times[i] = (double)(now_ns() - begun);
 	}
 	qsort(times, (size_t)batches, sizeof(times[0]), compare);
 	printf("%.1f\n", times[batches / 2]);

@@ -73,8 +73,8 @@ def measure_calls(program: Path, library: Path, rounds: int) -> None:
         pairs = [
             (run(program, arguments, None), run(program, arguments, library)) for _ in range(rounds)
         ]
-        added = [ours - native for native, ours in pairs]
-        native, ours = (spread([pair[side] for pair in pairs]) for side in (0, 1))
+        added = [(ours - native) / BATCH for native, ours in pairs]
+        native, ours = (spread([pair[side] / BATCH for pair in pairs]) for side in (0, 1))
         print(
             f"{call}, ns: native {native}, with libvgpu {ours}, added {spread(added)}; "
             f"target <= {target:.0f}: {judge(added, target)}"
