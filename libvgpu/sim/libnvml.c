@@ -292,19 +292,8 @@ SIM nvmlReturn_t nvmlDeviceGetPciInfo_v2(nvmlDevice_t device, struct pci_info_v2
 
 /* ---- processes. v2 and v3 share one layout; v1 has no instance ids. */
 
-struct process_info {
-	unsigned int pid;
-	unsigned long long used;
-	unsigned int gpu_instance, compute_instance;
-};
-
-struct process_info_v1 {
-	unsigned int pid;
-	unsigned long long used;
-};
-
 SIM nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *count,
-							 struct process_info *infos)
+							 nvmlProcessInfo_v2_t *infos)
 {
 	struct sim_usage users[SIM_PROCESSES];
 	unsigned int found;
@@ -314,7 +303,7 @@ SIM nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, un
 		return NVML_ERROR_INVALID_ARGUMENT;
 	found = sim_users(device->card, users, SIM_PROCESSES);
 	for (unsigned int i = 0; i < found && i < *count; i++)
-		infos[i] = (struct process_info){users[i].pid, users[i].used, ~0u, ~0u};
+		infos[i] = (nvmlProcessInfo_v2_t){users[i].pid, users[i].used, ~0u, ~0u};
 	if (found > *count) {
 		*count = found;
 		return NVML_ERROR_INSUFFICIENT_SIZE;
@@ -324,13 +313,13 @@ SIM nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, un
 }
 
 SIM nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v2(nvmlDevice_t device, unsigned int *count,
-							 struct process_info *infos)
+							 nvmlProcessInfo_v2_t *infos)
 {
 	return nvmlDeviceGetComputeRunningProcesses_v3(device, count, infos);
 }
 
 SIM nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device, unsigned int *count,
-						      struct process_info_v1 *infos)
+						      nvmlProcessInfo_v1_t *infos)
 {
 	struct sim_usage users[SIM_PROCESSES];
 	unsigned int found;
@@ -340,7 +329,7 @@ SIM nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device, unsig
 		return NVML_ERROR_INVALID_ARGUMENT;
 	found = sim_users(device->card, users, SIM_PROCESSES);
 	for (unsigned int i = 0; i < found && i < *count; i++)
-		infos[i] = (struct process_info_v1){users[i].pid, users[i].used};
+		infos[i] = (nvmlProcessInfo_v1_t){users[i].pid, users[i].used};
 	if (found > *count) {
 		*count = found;
 		return NVML_ERROR_INSUFFICIENT_SIZE;
@@ -349,8 +338,8 @@ SIM nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device, unsig
 	return NVML_SUCCESS;
 }
 
-#define NO_GRAPHICS(name)                                                                          \
-	SIM nvmlReturn_t name(nvmlDevice_t device, unsigned int *count, void *infos)               \
+#define NO_PROCESSES(name, info)                                                                   \
+	SIM nvmlReturn_t name(nvmlDevice_t device, unsigned int *count, info *infos)               \
 	{                                                                                          \
 		CHECK(device);                                                                     \
 		(void)infos;                                                                       \
@@ -359,9 +348,12 @@ SIM nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device, unsig
 		*count = 0;                                                                        \
 		return NVML_SUCCESS;                                                               \
 	}
-NO_GRAPHICS(nvmlDeviceGetGraphicsRunningProcesses)
-NO_GRAPHICS(nvmlDeviceGetGraphicsRunningProcesses_v2)
-NO_GRAPHICS(nvmlDeviceGetGraphicsRunningProcesses_v3)
+NO_PROCESSES(nvmlDeviceGetGraphicsRunningProcesses, nvmlProcessInfo_v1_t)
+NO_PROCESSES(nvmlDeviceGetGraphicsRunningProcesses_v2, nvmlProcessInfo_v2_t)
+NO_PROCESSES(nvmlDeviceGetGraphicsRunningProcesses_v3, nvmlProcessInfo_v2_t)
+NO_PROCESSES(nvmlDeviceGetMPSComputeRunningProcesses, nvmlProcessInfo_v1_t)
+NO_PROCESSES(nvmlDeviceGetMPSComputeRunningProcesses_v2, nvmlProcessInfo_v2_t)
+NO_PROCESSES(nvmlDeviceGetMPSComputeRunningProcesses_v3, nvmlProcessInfo_v2_t)
 
 struct utilization {
 	unsigned int gpu, memory;
@@ -377,14 +369,8 @@ SIM nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, struct utili
 	return NVML_SUCCESS;
 }
 
-struct process_sample {
-	unsigned int pid;
-	unsigned long long time_us;
-	unsigned int sm, memory, encoder, decoder;
-};
-
 SIM nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device,
-						 struct process_sample *samples,
+						 nvmlProcessUtilizationSample_t *samples,
 						 unsigned int *count, unsigned long long since_us)
 {
 	struct sim_usage users[SIM_PROCESSES];
@@ -400,9 +386,9 @@ SIM nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device,
 		return found ? NVML_ERROR_INSUFFICIENT_SIZE : NVML_ERROR_NOT_FOUND;
 	}
 	for (unsigned int i = 0; i < found; i++)
-		samples[i] = (struct process_sample){.pid = users[i].pid,
-						     .time_us = sim_now_ns() / 1000,
-						     .sm = users[i].busy_percent};
+		samples[i] = (nvmlProcessUtilizationSample_t){.pid = users[i].pid,
+							      .timeStamp = sim_now_ns() / 1000,
+							      .smUtil = users[i].busy_percent};
 	*count = found;
 	return found ? NVML_SUCCESS : NVML_ERROR_NOT_FOUND;
 }

@@ -76,7 +76,6 @@ NOT_SUPPORTED(nvmlDeviceGetEncoderUtilization)
 NOT_SUPPORTED(nvmlDeviceGetDecoderUtilization)
 NOT_SUPPORTED(nvmlDeviceGetDriverModel)
 NOT_SUPPORTED(nvmlDeviceGetDriverModel_v2)
-NOT_SUPPORTED(nvmlDeviceGetMPSComputeRunningProcesses_v3)
 
 SIM nvmlReturn_t nvmlDeviceGetNumaNodeId(nvmlDevice_t device, int *node)
 {

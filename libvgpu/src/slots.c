@@ -71,7 +71,8 @@ static uint64_t start_time(void)
 	return field ? strtoull(field + 1, NULL, 10) : 0;
 }
 
-static uint64_t pid_namespace(void)
+/* The inode of the caller's own; 0 if /proc does not say. */
+uint64_t vgpu_pid_namespace(void)
 {
 	char text[64];
 	ssize_t size = readlink("/proc/self/ns/pid", text, sizeof(text) - 1);
@@ -90,7 +91,7 @@ static void make_ours(struct vgpu_region_slot *slot)
 	slot->pid = (uint32_t)getpid();
 	slot->host_pid = 0;
 	slot->start_time = start_time();
-	slot->pid_namespace = pid_namespace();
+	slot->pid_namespace = vgpu_pid_namespace();
 	__atomic_store_n(&slot->state, VGPU_SLOT_LIVE, __ATOMIC_RELEASE);
 }
 

@@ -87,6 +87,7 @@ void vgpu_region_attach(struct vgpu_view *view, const char *path, const struct v
 int vgpu_region_open(const struct vgpu_view *view);
 struct vgpu_region_slot *vgpu_slot_claim(struct vgpu_view *view);
 void vgpu_slot_forget(struct vgpu_view *view);
+uint64_t vgpu_pid_namespace(void);
 void vgpu_region_repair(struct vgpu_view *view, uint64_t min_interval_ns);
 
 /* ---- grants.c */

@@ -1,19 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Containers of one claim have PID namespaces of their own: the living are still
- * told from the dead, and NVML lists a process under the reader's pid for it. */
+ * told from the dead, and each sees its own processes by its own ids. */
 #include <sched.h>
 #include <signal.h>
 #include <unistd.h>
 
 #include "world.h"
-
-struct process_info {
-	unsigned int pid;
-	unsigned long long used;
-	unsigned int gpu_instance, compute_instance;
-};
-nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *count,
-						     struct process_info *infos);
 
 static struct channel talk;
 
@@ -25,6 +17,23 @@ static void hold(void)
 	pause();
 }
 
+/* NVML's list has this process alone, by the id that it knows itself by. */
+static void only_me(uint64_t mib)
+{
+	nvmlProcessInfo_v2_t infos[4];
+	unsigned int count = 4;
+	nvmlDevice_t device;
+
+	OK(nvmlInit_v2());
+	OK(nvmlDeviceGetHandleByUUID(CARD_A, &device));
+	OK(nvmlDeviceGetComputeRunningProcesses_v3(device, &count, infos));
+	IS(count, mib ? 1 : 0);
+	if (mib) {
+		IS(infos[0].pid, getpid());
+		IS(infos[0].usedGpuMemory, mib * MIB);
+	}
+}
+
 /* Has pid 1 in its own namespace, as the holder has in another. */
 static void compete(void)
 {
@@ -34,6 +43,7 @@ static void compete(void)
 	use_gpu();
 	IS(cuMemAlloc_v2(&pointer, 1500 * MIB), CUDA_ERROR_OUT_OF_MEMORY);
 	must_alloc(1000);
+	only_me(1000);
 }
 
 static void all_of_it(void)
@@ -44,9 +54,6 @@ static void all_of_it(void)
 
 int main(void)
 {
-	struct process_info infos[4];
-	unsigned int count = 4;
-	nvmlDevice_t device;
 	int child;
 
 	world();
@@ -67,12 +74,7 @@ int main(void)
 		_Exit(in_child(compete));
 	}
 	OK(wait_child(other));
-	OK(nvmlInit_v2());
-	OK(nvmlDeviceGetHandleByUUID(CARD_A, &device));
-	OK(nvmlDeviceGetComputeRunningProcesses_v3(device, &count, infos));
-	IS(count, 1);
-	IS(infos[0].pid, child);
-	IS(infos[0].used, 2000 * MIB);
+	only_me(0);
 	kill(child, SIGKILL);
 	wait_child(child);
 	/* Its namespace is gone with its first process: a new one is needed. */

@@ -89,7 +89,8 @@ void world(void)
 	unsetenv("CUDA_VISIBLE_DEVICES");
 }
 
-void world_grant(const char *name, const char *uuid, uint64_t mib, const char *uuid2, uint64_t mib2)
+static void write_grant(const char *root_name, const char *name, const char *uuid, uint64_t mib,
+			const char *uuid2, uint64_t mib2)
 {
 	struct vgpu_grant grant = {.abi_major = VGPU_GRANT_ABI_MAJOR,
 				   .file_size = sizeof(grant),
@@ -103,9 +104,20 @@ void world_grant(const char *name, const char *uuid, uint64_t mib, const char *u
 		snprintf(grant.devices[1].uuid, VGPU_UUID_SIZE, "%s", uuid2);
 		grant.devices[1].memory_limit_bytes = mib2 * MIB;
 	}
-	mkdir(world_path("grants/%s", name), 0777);
-	mkdir(world_path("grants/%s/region", name), 0777);
-	world_write(world_path("grants/%s/grant", name), &grant, sizeof(grant));
+	mkdir(world_path("%s", root_name), 0777);
+	mkdir(world_path("%s/%s", root_name, name), 0777);
+	mkdir(world_path("%s/%s/region", root_name, name), 0777);
+	world_write(world_path("%s/%s/grant", root_name, name), &grant, sizeof(grant));
+}
+
+void world_grant(const char *name, const char *uuid, uint64_t mib, const char *uuid2, uint64_t mib2)
+{
+	write_grant("grants", name, uuid, mib, uuid2, mib2);
+}
+
+void world_grant_at(const char *directory, const char *name, const char *uuid, uint64_t mib)
+{
+	write_grant(directory, name, uuid, mib, NULL, 0);
 }
 
 struct vgpu_region *world_region(const char *name)

@@ -46,6 +46,8 @@ const char *world_path(const char *format, ...) __attribute__((format(printf, 1,
 /* Grants `mib` of up to two cards (NULL = no second one); 0 = not limited. */
 void world_grant(const char *name, const char *uuid, uint64_t mib, const char *uuid2,
 		 uint64_t mib2);
+/* The same below another directory of the world, for another tenant's VGPU_GRANT_ROOT. */
+void world_grant_at(const char *directory, const char *name, const char *uuid, uint64_t mib);
 void world_write(const char *path, const void *data, size_t size);
 /* The mapped region of a grant, made by some process before. */
 struct vgpu_region *world_region(const char *name);

@@ -66,7 +66,7 @@ for i in range(n.nvmlDeviceGetCount()):
         pass
     try:
         n.nvmlDeviceGetBoardId(h)
-    except n.NVMLError_FunctionNotFound:
+    except n.NVMLError_NotSupported:
         pass
     out.append({
         "uuid": n.nvmlDeviceGetUUID(h), "name": n.nvmlDeviceGetName(h),
