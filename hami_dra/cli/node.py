@@ -83,11 +83,17 @@ _DEFAULT = NodeSettings(node_name="-")
     help="The library that containers get.",
 )
 @click.option(
+    "--config",
+    envvar="HAMI_DRA_NODE_CONFIG",
+    type=_FILE,
+    help="How cards are offered and judged, by node, in HAMi's words; read again when it changes.",
+)
+@click.option(
     "--split-count",
     envvar="HAMI_DRA_SPLIT_COUNT",
     type=click.IntRange(min=1),
     default=_DEFAULT.split_count,
-    help="Shares that may exist on one card at a time.",
+    help="Shares that may exist on one card at a time, where --config does not say it.",
 )
 @click.option(
     "--inject-path",

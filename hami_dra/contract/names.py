@@ -31,6 +31,8 @@ ATTR_ARCHITECTURE: Final = "architecture"
 ATTR_COMPUTE_CAPABILITY: Final = "cudaComputeCapability"
 ATTR_DRIVER_VERSION: Final = "driverVersion"
 ATTR_CUDA_DRIVER_VERSION: Final = "cudaDriverVersion"
+ATTR_PHYSICAL_MEMORY: Final = "physicalMemoryMiB"
+"""Only on cards whose published memory is scaled."""
 ATTR_PCIE_BUS_ID: Final = "pcieBusID"
 # Of MIG devices only.
 ATTR_PROFILE: Final = "profile"

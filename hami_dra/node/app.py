@@ -26,6 +26,7 @@ from hami_dra.cdi.hostspecs import HostSpecs
 from hami_dra.cdi.store import CdiStore
 from hami_dra.contract.errors import FatalError, HamiDraError
 from hami_dra.contract.names import DRIVER_NAME
+from hami_dra.contract.nodeconfig import NodeConfig
 from hami_dra.gpu.nvml import NvmlSource
 from hami_dra.gpu.source import GpuSource
 from hami_dra.kube import Api, connect
@@ -36,6 +37,7 @@ from hami_dra.kubeletplugin.service import VERSIONS, DraService
 from hami_dra.node import healthstream
 from hami_dra.node.basedevices import BaseDevices
 from hami_dra.node.claimspec import FILE_PREFIX
+from hami_dra.node.configfile import ConfigFile
 from hami_dra.node.cordon import CordonWatch
 from hami_dra.node.healthstream import HealthStream
 from hami_dra.node.inventory import Inventory
@@ -47,6 +49,7 @@ from hami_dra.node.preparer import ClaimFiles, Preparer, Step, no_step, read_boo
 from hami_dra.node.recovery import Recovery
 from hami_dra.node.settings import NodeSettings
 from hami_dra.node.sharedir import ShareDirectories
+from hami_dra.policy.cardrules import CardRules, resolve_rules
 from hami_dra.policy.devices import GpuFacts
 from hami_dra.service.clock import SystemClock
 from hami_dra.service.http import Readiness, serve_health
@@ -102,7 +105,15 @@ async def _serve(  # noqa: PLR0917 - what run_node opened, handed on once
         on_state=partial(readiness.set, "slices"),
     )
 
-    offer = Offer(publisher.publish, split_count=settings.split_count)
+    def resolve(config: NodeConfig) -> CardRules:
+        return resolve_rules(config, node_name=settings.node_name, split_count=settings.split_count)
+
+    config_file = ConfigFile(settings.config)
+    config = await asyncio.get_running_loop().run_in_executor(executor, config_file.read)
+    offer = Offer(publisher.publish, rules=resolve(config))
+
+    def configure(config: NodeConfig) -> None:
+        offer.set_rules(resolve(config))
 
     health = HealthStream(pool=settings.node_name, clock=SystemClock())
 
@@ -122,7 +133,7 @@ async def _serve(  # noqa: PLR0917 - what run_node opened, handed on once
         api=api,
         ledger=ledger,
         files=files,
-        gpus=inventory.gpus,
+        offers=offer.offers,
         boot_id=boot_id,
         settings=settings,
         executor=executor,
@@ -157,13 +168,14 @@ async def _serve(  # noqa: PLR0917 - what run_node opened, handed on once
         versions=(*VERSIONS, *healthstream.VERSIONS),
         on_status=note_registration,
     )
-    metrics = NodeMetrics(service.statistics, publisher.statistics)
+    metrics = NodeMetrics(service.statistics, publisher.statistics, config_file.statistics)
     async with serve_health(
         settings.health_host, settings.health_port, readiness, metrics.registry
     ) as port:
         supervisor.spawn("inventory", inventory.run())
         supervisor.spawn("publisher", publisher.run())
         supervisor.spawn("cordon", cordon.run())
+        supervisor.spawn("config", config_file.follow(configure))
         supervisor.spawn("repair", recovery.repair_forever(settings.repair_seconds))
         supervisor.spawn("sweep", recovery.sweep_forever())
         try:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import gt
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
@@ -19,6 +20,7 @@ import structlog
 
 from hami_dra.contract.errors import FatalError, RetryError
 from hami_dra.policy.binding import Binding
+from hami_dra.policy.devices import CardCapacity
 
 _log = structlog.get_logger(__name__)
 
@@ -41,6 +43,7 @@ CREATE TABLE shares (
 CREATE INDEX shares_by_device ON shares (device);
 """
 _BUSY_SECONDS: Final = 5.0
+_NOTHING: Final = (-1, -1, -1, -1, -1)
 
 T = TypeVar("T")
 
@@ -60,15 +63,6 @@ class ClaimRecord:
     library: str
     boot_id: str
     ready: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class CardCapacity:
-    """What is published of a card."""
-
-    memory_mib: int
-    cores: int
-    slots: int
 
 
 class Ledger:
@@ -114,7 +108,8 @@ class Ledger:
     async def begin(self, record: ClaimRecord, capacities: Mapping[str, CardCapacity]) -> None:
         """Record the intent to prepare a claim, if the cards have room for it.
 
-        A claim that is ready stays ready: its containers may be running.
+        A claim that is ready stays ready: its containers may be running. What a claim holds of a
+        card already is not asked for again, so that it stays when less of the card is offered.
 
         Raises:
             RetryError: A card is taken; names the claims that hold it.
@@ -180,6 +175,7 @@ class Ledger:
                 "ON CONFLICT (uid) DO UPDATE SET record = excluded.record",
                 (uid, record.boot_id, encode_record(record)),
             )
+            held = self._sum_shares(uid)
             connection.execute("DELETE FROM shares WHERE uid = ?", (uid,))
             connection.executemany(
                 "INSERT INTO shares VALUES (?, ?, ?, ?, ?, ?)",
@@ -196,9 +192,19 @@ class Ledger:
                     if not device.admin
                 ],
             )
-            for device in sorted({d.device for d in record.binding.devices if not d.admin}):
-                if device in capacities:
+            for device, taken in sorted(self._sum_shares(uid).items()):
+                grown = any(map(gt, taken, held.get(device, _NOTHING)))
+                if grown and device in capacities:
                     self._check(uid, device, capacities[device])
+
+    def _sum_shares(self, uid: str) -> dict[str, tuple[int, ...]]:
+        """Return what a claim takes of each card: memory, cores, slots, whole, number of shares."""
+        rows = self._connection.execute(
+            "SELECT device, sum(memory_mib), sum(cores), sum(slots), max(exclusive), count(*) "
+            "FROM shares WHERE uid = ? GROUP BY device",
+            (uid,),
+        )
+        return {device: tuple(taken) for device, *taken in rows}
 
     def _check(self, uid: str, device: str, capacity: CardCapacity) -> None:
         memory, cores, slots, exclusive, count = self._connection.execute(

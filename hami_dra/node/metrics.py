@@ -8,6 +8,7 @@ from prometheus_client.registry import Collector
 
 from hami_dra.kubeletplugin.publisher import PublisherStatistics
 from hami_dra.kubeletplugin.service import ServiceStatistics
+from hami_dra.node.configfile import ConfigStatistics
 
 
 class NodeMetrics(Collector):
@@ -16,15 +17,18 @@ class NodeMetrics(Collector):
     Args:
         service: Claims answered.
         publisher: Slices written.
+        config: What became of the configuration file.
     """
 
     def __init__(
         self,
         service: Callable[[], ServiceStatistics],
         publisher: Callable[[], PublisherStatistics],
+        config: Callable[[], ConfigStatistics],
     ) -> None:
         self._service = service
         self._publisher = publisher
+        self._config = config
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
@@ -61,4 +65,21 @@ class NodeMetrics(Collector):
             "hami_dra_node_dropped_fields",
             "Device fields that the API server does not store, for lack of a feature gate.",
             len(publisher.dropped_fields),
+        )
+        yield from self._collect_config()
+
+    def _collect_config(self) -> Iterable[Metric]:
+        config = self._config()
+        reloads = CounterMetricFamily(
+            "hami_dra_node_config_reloads",
+            "Changes of the configuration file, by result.",
+            labels=["result"],
+        )
+        for result in ("accepted", "refused"):
+            reloads.add_metric([result], getattr(config, result))
+        yield reloads
+        yield GaugeMetricFamily(
+            "hami_dra_node_config_current",
+            "1 while the configuration file says what is in force.",
+            int(config.current),
         )

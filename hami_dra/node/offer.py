@@ -1,10 +1,15 @@
 """What the node offers the scheduler: its cards, and the marks that keep claims off some."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from hami_dra.policy.devices import GpuFacts, describe_devices
+import structlog
+
+from hami_dra.policy.cardrules import CardRules, offer_cards
+from hami_dra.policy.devices import CardOffer, GpuFacts, describe_offers, name_device
 from hami_dra.policy.taints import CORDONED, LOST, Taint
+
+_log = structlog.get_logger(__name__)
 
 Object = dict[str, Any]
 
@@ -14,15 +19,25 @@ class Offer:
 
     Args:
         publish: Takes the devices; equal ones twice are no change to it.
-        split_count: Shares that may exist on one card at a time.
+        rules: How cards are offered.
     """
 
-    def __init__(self, publish: Callable[[list[Object]], None], *, split_count: int) -> None:
+    def __init__(self, publish: Callable[[list[Object]], None], *, rules: CardRules) -> None:
         self._publish = publish
-        self._split_count = split_count
+        self._rules = rules
         self._cards: tuple[GpuFacts, ...] | None = None
+        self._offers: tuple[CardOffer, ...] = ()
         self._lost: frozenset[str] = frozenset()
         self._cordoned: frozenset[str] = frozenset()
+        self._hidden: dict[str, str] = {}
+
+    def offers(self) -> Mapping[str, CardOffer]:
+        """Return the cards that are not lost, by device name, those that are hidden as well."""
+        return {
+            name_device(offer.gpu.uuid): offer
+            for offer in self._offers
+            if offer.gpu.uuid not in self._lost
+        }
 
     def set_cards(self, cards: tuple[GpuFacts, ...], lost: Collection[str]) -> None:
         """Offer these cards.
@@ -35,6 +50,11 @@ class Offer:
         self._lost = frozenset(lost)
         self._announce()
 
+    def set_rules(self, rules: CardRules) -> None:
+        """Offer the cards by other rules; what claims hold already stays theirs."""
+        self._rules = rules
+        self._announce()
+
     def set_cordoned(self, uuids: Collection[str]) -> None:
         """Keep new claims off these cards; others, and what holds a card already, stay."""
         self._cordoned = frozenset(uuids)
@@ -43,8 +63,16 @@ class Offer:
     def _announce(self) -> None:
         if self._cards is None:
             return
+        self._offers = offer_cards(self._cards, self._rules)
+        self._note_hidden()
         taints = {gpu.uuid: self._mark(gpu.uuid) for gpu in self._cards}
-        self._publish(describe_devices(self._cards, split_count=self._split_count, taints=taints))
+        self._publish(describe_offers(self._offers, taints))
+
+    def _note_hidden(self) -> None:
+        hidden = {offer.gpu.uuid: offer.hidden for offer in self._offers if offer.hidden}
+        if hidden != self._hidden:
+            _log.info("cards.hidden", reasons=hidden)
+            self._hidden = hidden
 
     def _mark(self, uuid: str) -> list[Taint]:
         marks = ((LOST, self._lost), (CORDONED, self._cordoned))

@@ -24,12 +24,12 @@ from hami_dra.kube.objects import CLAIMS
 from hami_dra.kubeletplugin.service import ClaimRef, PreparedDevice
 from hami_dra.node.basedevices import BaseDevices
 from hami_dra.node.claimspec import name_devices, name_file, render_claim
-from hami_dra.node.ledger import CardCapacity, ClaimRecord, Ledger, encode_record
+from hami_dra.node.ledger import ClaimRecord, Ledger, encode_record
 from hami_dra.node.libfile import InstalledLibrary
 from hami_dra.node.settings import NodeSettings
 from hami_dra.node.sharedir import ShareDirectories
 from hami_dra.policy.binding import Binding, bind_claim
-from hami_dra.policy.devices import CORES_PER_CARD, GpuFacts
+from hami_dra.policy.devices import CardOffer, GpuFacts
 
 PREPARE_STEPS: Final = (
     "ledger-intent",
@@ -94,7 +94,7 @@ class Preparer:
         api: Needs get on resourceclaims.
         ledger: What is prepared.
         files: What is on disk.
-        gpus: Returns this node's cards by device name.
+        offers: Returns this node's cards by device name, as they are published now.
         boot_id: Of the running kernel.
         settings: The node's.
         executor: The one thread that touches `files`.
@@ -107,7 +107,7 @@ class Preparer:
         api: Api,
         ledger: Ledger,
         files: ClaimFiles,
-        gpus: Callable[[], Mapping[str, GpuFacts]],
+        offers: Callable[[], Mapping[str, CardOffer]],
         boot_id: str,
         settings: NodeSettings,
         executor: ThreadPoolExecutor,
@@ -116,7 +116,7 @@ class Preparer:
         self._api = api
         self._ledger = ledger
         self._files = files
-        self._gpus = gpus
+        self._offers = offers
         self._boot_id = boot_id
         self._settings = settings
         self._executor = executor
@@ -124,17 +124,12 @@ class Preparer:
 
     async def prepare(self, claim: ClaimRef) -> tuple[PreparedDevice, ...]:
         """Make a claim's devices usable; see `ClaimHandler.prepare`."""
-        gpus = self._gpus()
-        settings = self._settings
+        offers = self._offers()
+        gpus = {name: offer.gpu for name, offer in offers.items()}
         stored = await self._read_claim(claim)
         users = (stored.get("status") or {}).get("reservedFor") or ()
         structlog.contextvars.bind_contextvars(pods=[user.get("name") for user in users])
-        binding = bind_claim(
-            stored,
-            gpus,
-            pool=settings.node_name,
-            split_count=settings.split_count,
-        )
+        binding = bind_claim(stored, offers, pool=self._settings.node_name)
         known = await self._ledger.find(claim.uid)
         record = ClaimRecord(
             binding=binding,
@@ -142,7 +137,8 @@ class Preparer:
             boot_id=self._boot_id,
         )
         base_ids = await self._in_thread(self._resolve_all, binding, gpus)
-        await self._ledger.begin(record, _list_capacities(binding, gpus, settings.split_count))
+        capacities = {d.device: offers[d.device].capacity for d in binding.devices}
+        await self._ledger.begin(record, capacities)
         self._step("ledger-intent")
         await self._in_thread(
             self._files.directories.write_record,
@@ -218,17 +214,6 @@ class Preparer:
 
     async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
-
-
-def _list_capacities(
-    binding: Binding, gpus: Mapping[str, GpuFacts], split_count: int
-) -> dict[str, CardCapacity]:
-    return {
-        device.device: CardCapacity(
-            memory_mib=gpus[device.device].memory_mib, cores=CORES_PER_CARD, slots=split_count
-        )
-        for device in binding.devices
-    }
 
 
 def read_boot_id(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:

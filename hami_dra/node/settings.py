@@ -57,7 +57,10 @@ class NodeSettings:
             kernel's own place; elsewhere only for simulated cards.
         libvgpu: The library that containers get; copied to `state_dir`, because containers of
             earlier versions keep using theirs.
-        split_count: Shares that may exist on one card at a time; HAMi's default.
+        config: The configuration file (`contract.nodeconfig`), followed while the process runs;
+            ``None``: its defaults.
+        split_count: Shares that may exist on one card at a time, where `config` does not say it;
+            HAMi's default.
         inject_paths: More of the host for every container with a card; none.
         health_host: Address of /healthz, /readyz and /metrics; all, because kubelet's probes come
             to the pod's address.
@@ -80,6 +83,7 @@ class NodeSettings:
     host_driver_root: Path | None = None
     sysfs: Path = Path("/sys")
     libvgpu: Path = Path(names.CONTAINER_LIBVGPU)
+    config: Path | None = None
     split_count: int = 10
     inject_paths: tuple[InjectPath, ...] = field(default=())
     health_host: str = "0.0.0.0"  # noqa: S104 - see the attribute

@@ -12,7 +12,7 @@ from hami_dra.contract import names
 from hami_dra.contract.claimconfig import CorePolicy, ShareConfig, decode_share_config
 from hami_dra.contract.errors import RetryError, UserError
 from hami_dra.contract.quantity import MIB, parse_bytes, parse_quantity
-from hami_dra.policy.devices import CORES_PER_CARD, GpuFacts
+from hami_dra.policy.devices import CORES_PER_CARD, CardOffer
 
 _RESULTS = "status.allocation.devices.results"
 _CONFIG = "status.allocation.devices.config"
@@ -82,16 +82,14 @@ class Binding:
         return grouped
 
 
-def bind_claim(
-    claim: Mapping[str, Any], gpus: Mapping[str, GpuFacts], *, pool: str, split_count: int
-) -> Binding:
+def bind_claim(claim: Mapping[str, Any], offers: Mapping[str, CardOffer], *, pool: str) -> Binding:
     """Understand an allocated claim.
 
     Args:
         claim: A ResourceClaim.
-        gpus: This node's cards by device name.
+        offers: This node's cards by device name, as they are offered now. Hidden ones count too:
+            they may have been allocated before they were hidden.
         pool: This node's pool.
-        split_count: Published ``slots`` of a card; an exclusive device takes them all.
 
     Raises:
         UserError: The claim can never be prepared here; names the claim and the field.
@@ -105,9 +103,7 @@ def bind_claim(
     devices = allocation.get("devices") or {}
     try:
         bound = tuple(
-            _bind_result(
-                result, f"{_RESULTS}[{index}]", devices.get("config") or [], gpus, split_count
-            )
+            _bind_result(result, f"{_RESULTS}[{index}]", devices.get("config") or [], offers)
             for index, result in _own_results(devices.get("results") or [], pool)
         )
     except UserError as error:
@@ -144,18 +140,18 @@ def _bind_result(
     result: Mapping[str, Any],
     field: str,
     configs: Sequence[Mapping[str, Any]],
-    gpus: Mapping[str, GpuFacts],
-    split_count: int,
+    offers: Mapping[str, CardOffer],
 ) -> BoundDevice:
     request = str(result.get("request", ""))
     device = str(result.get("device", ""))
-    gpu = gpus.get(device)
-    if gpu is None:
-        known = ", ".join(sorted(gpus)) or "none"
+    offer = offers.get(device)
+    if offer is None:
+        known = ", ".join(sorted(offers)) or "none"
         raise RetryError(
             f"{field}.device: card {device} is gone from this node (present: {known}); bring the "
             "card back, or delete the pod so that its claim is allocated anew"
         )
+    gpu, whole = offer.gpu, offer.capacity
     config, config_field, source = _find_config(configs, request)
     admin = bool(result.get("adminAccess"))
     share_id = result.get("shareID")
@@ -170,16 +166,16 @@ def _bind_result(
             share_id=share_id,
             memory_mib=0,
             cores_percent=0,
-            consumed_memory_mib=0 if admin else gpu.memory_mib,
-            consumed_cores=0 if admin else CORES_PER_CARD,
-            consumed_slots=0 if admin else split_count,
+            consumed_memory_mib=0 if admin else whole.memory_mib,
+            consumed_cores=0 if admin else whole.cores,
+            consumed_slots=0 if admin else whole.slots,
             exclusive=not admin,
             admin=admin,
         )
     consumed = result["consumedCapacity"]
     memory_mib = _read_memory(consumed, field)
     cores = _read_count(consumed, names.CAPACITY_CORES, field, absent=0)
-    limit_mib = _limit_memory(memory_mib, gpu.memory_mib, config, config_field, source)
+    limit_mib = _limit_memory(memory_mib, whole.memory_mib, config, config_field, source)
     return BoundDevice(
         request=request.partition("/")[0],
         pool=str(result["pool"]),
@@ -187,8 +183,9 @@ def _bind_result(
         uuid=gpu.uuid,
         minor=gpu.minor,
         share_id=str(share_id),
-        # A share of everything needs no hooks: 0 tells libvgpu to hand none out.
-        memory_mib=0 if limit_mib >= gpu.memory_mib else limit_mib,
+        # A share of everything needs no hooks: 0 tells libvgpu to hand none out. On a card whose
+        # memory is scaled, what was published is not what is there, so the limit is always told.
+        memory_mib=0 if limit_mib >= gpu.memory_mib == whole.memory_mib else limit_mib,
         cores_percent=0 if cores >= CORES_PER_CARD else cores,
         consumed_memory_mib=memory_mib,
         consumed_cores=cores,

@@ -1,4 +1,4 @@
-"""Device selectors, evaluated as the scheduler does: for explanations, never for decisions.
+"""Device selectors, evaluated as the scheduler does: for explanations, never for its decisions.
 
 cel-python parses. Its own evaluation is not used: one of its runners turns the text, which a
 tenant wrote, into Python and runs that; both differ from the API server on missing attributes and
@@ -91,6 +91,12 @@ def evaluate(expression: str, device: Device) -> bool | Unanswered:
     if not isinstance(answer, bool):
         return Unanswered("fails", f"is a {name_type(answer)}, neither true nor false")
     return answer
+
+
+def find_fault(expression: str) -> str | None:
+    """Return why an expression can never be evaluated here, ``None`` if it can."""
+    program = _compile(expression)
+    return program.reason if isinstance(program, Unanswered) else None
 
 
 @functools.lru_cache(maxsize=1024)

@@ -39,7 +39,8 @@ class GpuFacts:
         compute_capability: ``major.minor``.
         driver_version: As the driver writes it, such as ``580.95.05``.
         cuda_driver_version: ``major.minor`` of the newest CUDA the driver can run.
-        memory_mib: Whole MiB of the card's memory, rounded down.
+        memory_mib: Whole MiB of the card's memory, rounded down; 0 if the driver does not say it
+            (memory that the card shares with the CPU).
         pci_bus_id: ``dddd:bb:dd.f``, lower case.
         pcie_root: ``pciDDDD:BB`` of the root complex; ``None`` if the machine does not show it.
         numa_node: Node of the card's memory; ``None`` if it has none (never -1).
@@ -58,6 +59,35 @@ class GpuFacts:
     pci_bus_id: str
     pcie_root: str | None = None
     numa_node: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CardCapacity:
+    """How much of a card may be given away."""
+
+    memory_mib: int
+    cores: int
+    slots: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CardOffer:
+    """A card as the node offers it: what is published, and what the ledger holds claims to.
+
+    Attributes:
+        gpu: The card; its memory is the physical one.
+        capacity: What all claims together may take of it.
+        hidden: Why it is not published; "" when it is. Claims that hold it stay.
+    """
+
+    gpu: GpuFacts
+    capacity: CardCapacity
+    hidden: str = ""
+
+
+def offer_whole(gpu: GpuFacts, *, split_count: int) -> CardOffer:
+    """Return a card offered as it is: nothing scaled, nothing hidden."""
+    return CardOffer(gpu=gpu, capacity=CardCapacity(gpu.memory_mib, CORES_PER_CARD, split_count))
 
 
 def name_device(uuid: str) -> str:
@@ -87,28 +117,40 @@ def describe_devices(
     split_count: int,
     taints: Mapping[str, Collection[Taint]] = _NO_TAINTS,
 ) -> list[dict[str, Any]]:
+    """Return the DRA devices of cards that are offered whole; see `describe_offers`."""
+    return describe_offers([offer_whole(gpu, split_count=split_count) for gpu in gpus], taints)
+
+
+def describe_offers(
+    offers: Iterable[CardOffer], taints: Mapping[str, Collection[Taint]] = _NO_TAINTS
+) -> list[dict[str, Any]]:
     """Return the DRA devices of a node's cards, in a stable order (by PCI address).
 
     The order is part of what is published: the scheduler takes the first device that fits.
 
     Args:
-        gpus: The cards.
-        split_count: How many shares may exist on one card at a time.
+        offers: The cards; hidden ones are left out.
         taints: By the UUID of the card that they are on.
     """
-    ordered = sorted(gpus, key=lambda gpu: (gpu.pci_bus_id, gpu.uuid))
+    shown = [offer for offer in offers if not offer.hidden]
     devices = []
-    for gpu in ordered:
-        device = describe_device(gpu, split_count=split_count)
-        if marks := taints.get(gpu.uuid):
+    for offer in sorted(shown, key=lambda each: (each.gpu.pci_bus_id, each.gpu.uuid)):
+        device = describe_offer(offer)
+        if marks := taints.get(offer.gpu.uuid):
             device["taints"] = describe_taints(marks)
         devices.append(device)
     return devices
 
 
 def describe_device(gpu: GpuFacts, *, split_count: int) -> dict[str, Any]:
+    """Return a card that is offered whole as a ``resource.k8s.io/v1`` device."""
+    return describe_offer(offer_whole(gpu, split_count=split_count))
+
+
+def describe_offer(offer: CardOffer) -> dict[str, Any]:
     """Return one card as a ``resource.k8s.io/v1`` device."""
-    memory = format_mib(gpu.memory_mib)
+    gpu, capacity = offer.gpu, offer.capacity
+    memory, cores = format_mib(capacity.memory_mib), str(capacity.cores)
     attributes = {
         names.ATTR_TYPE: _string(names.DEVICE_TYPE),
         names.ATTR_UUID: _string(gpu.uuid),
@@ -127,6 +169,8 @@ def describe_device(gpu: GpuFacts, *, split_count: int) -> dict[str, Any]:
         attributes[names.ATTR_STD_PCIE_ROOT] = _string(gpu.pcie_root)
     if gpu.numa_node is not None:
         attributes[names.ATTR_STD_NUMA_NODE] = {"int": gpu.numa_node}
+    if capacity.memory_mib != gpu.memory_mib:
+        attributes[names.ATTR_PHYSICAL_MEMORY] = {"int": gpu.memory_mib}
     return {
         "name": name_device(gpu.uuid),
         "allowMultipleAllocations": True,
@@ -136,8 +180,8 @@ def describe_device(gpu: GpuFacts, *, split_count: int) -> dict[str, Any]:
             # resource, mean what they say. A range from 0 on every capacity: without one, a
             # negative request is stored and counted as a gain (Kubernetes up to 1.36).
             names.CAPACITY_MEMORY: _capacity(memory, default=memory, step="1Mi"),
-            names.CAPACITY_CORES: _capacity(str(CORES_PER_CARD), default=str(CORES_PER_CARD)),
-            names.CAPACITY_SLOTS: _capacity(str(split_count), default="1"),
+            names.CAPACITY_CORES: _capacity(cores, default=cores),
+            names.CAPACITY_SLOTS: _capacity(str(capacity.slots), default="1"),
         },
     }
 

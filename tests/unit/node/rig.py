@@ -25,7 +25,7 @@ from hami_dra.node.preparer import ClaimFiles, Preparer, Step, no_step
 from hami_dra.node.recovery import Recovery
 from hami_dra.node.settings import NodeSettings
 from hami_dra.node.sharedir import ShareDirectories
-from hami_dra.policy.devices import GpuFacts, name_device
+from hami_dra.policy.devices import GpuFacts, name_device, offer_whole
 from hami_dra.testing.fakecluster import FakeCluster
 from hami_dra.testing.fakegpus import make_gpu
 
@@ -155,7 +155,7 @@ async def start_rig(
         api=cluster.api(),
         ledger=ledger,
         files=files,
-        gpus=lambda: gpus,
+        offers=lambda: {name: offer_whole(gpu, split_count=10) for name, gpu in gpus.items()},
         boot_id=boot_id,
         settings=settings,
         executor=executor,

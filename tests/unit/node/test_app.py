@@ -131,6 +131,44 @@ async def test_a_cdi_directory_that_is_not_writable_is_said_and_survived(
         assert f"cdi-dir: CDI directory {cdi} is not writable" in (await ready(settings))[1]
 
 
+async def test_a_changed_configuration_is_published_and_the_claims_of_before_stay(
+    base: Path, cluster: FakeCluster
+) -> None:
+    config = base / "config.yaml"
+    config.write_text("nvidia: {devicememoryscaling: 2, devicesplitcount: 4}")
+    share = make_share(memory_mib=60000)
+    await cluster.put(CLAIMS, make_claim("job", share))
+    await cluster.put(CLAIMS, make_claim("new", share | {"shareID": "2"}))
+    kubelet = FakeKubelet(base / "kubelet")
+    job, new = FakeClaim("uid-job", "job", "team"), FakeClaim("uid-new", "new", "team")
+
+    def published() -> list[tuple[str, str]]:
+        return [
+            (device["capacity"]["memory"]["value"], device["capacity"]["slots"]["value"])
+            for item in cluster.objects(SLICES)
+            for device in item["spec"]["devices"]
+        ]
+
+    gpus = FakeGpus(make_gpu(0), make_gpu(1))
+    async with running(base, cluster, gpus, config=config) as settings:
+        info = await kubelet.register(DRIVER_NAME)
+        await cluster.wait_for(lambda: published() == [("80Gi", "4"), ("80Gi", "4")])
+        assert (await kubelet.prepare(info.endpoint, job))["uid-job"].error == ""
+
+        config.write_text("nvidia: {filterdevices: {index: [1]}}")
+        await cluster.wait_for(lambda: published() == [("40Gi", "10")], timeout_seconds=10)
+        assert (await kubelet.prepare(info.endpoint, job))["uid-job"].error == ""
+        assert "no room" in (await kubelet.prepare(info.endpoint, new))["uid-new"].error
+
+        config.write_text("nvidia: {filterdevices: {minor: [1]}}")
+        line = 'hami_dra_node_config_reloads_total{result="refused"} 1.0'
+        async with asyncio.timeout(10):
+            while line not in (await read(settings, "metrics"))[1]:  # noqa: ASYNC110 - a page
+                await asyncio.sleep(0.05)
+        assert "hami_dra_node_config_current 0.0" in (await read(settings, "metrics"))[1]
+        assert published() == [("40Gi", "10")]
+
+
 async def test_two_processes_do_not_share_a_state_directory(
     base: Path, cluster: FakeCluster
 ) -> None:

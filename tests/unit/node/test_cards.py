@@ -10,6 +10,7 @@ from hami_dra.kubeletplugin.slices import Pool, plan_slices
 from hami_dra.node.cordon import CordonWatch
 from hami_dra.node.inventory import Inventory
 from hami_dra.node.offer import Offer
+from hami_dra.policy.cardrules import CardRules
 from hami_dra.policy.devices import describe_devices, name_device
 from hami_dra.policy.taints import CORDONED, LOST, read_cordon
 from hami_dra.testing.fakecluster import FakeCluster
@@ -77,7 +78,7 @@ def _taints(published: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 def test_causes_add_up_on_a_card_and_end_alone() -> None:
     published: list[list[dict[str, Any]]] = []
-    offer = Offer(published.append, split_count=10)
+    offer = Offer(published.append, rules=CardRules())
     offer.set_cordoned({SECOND.uuid, "GPU-elsewhere"})
     assert published == []
     offer.set_cards((FIRST, SECOND), ())

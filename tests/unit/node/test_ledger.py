@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hami_dra.contract.errors import FatalError, RetryError
-from hami_dra.node.ledger import CardCapacity, ClaimRecord, Ledger
+from hami_dra.node.ledger import ClaimRecord, Ledger
 from hami_dra.policy.binding import Binding, BoundDevice
+from hami_dra.policy.devices import CardCapacity
 
 CAPACITY = CardCapacity(memory_mib=1000, cores=100, slots=4)
 
@@ -135,3 +136,17 @@ async def test_a_directory_that_cannot_be_used_is_said(tmp_path: Path) -> None:
 
     with pytest.raises(FatalError, match="--state-dir"):
         await Ledger.open(tmp_path / "file" / "ledger.db")
+
+
+async def test_less_of_a_card_leaves_its_claims_and_lets_no_new_one_in(tmp_path: Path) -> None:
+    ledger = await Ledger.open(tmp_path / "ledger.db")
+    less = {"gpu-0": CardCapacity(memory_mib=500, cores=50, slots=1)}
+    held = make_record("held", memory=900, cores=90)
+    await ledger.begin(held, {"gpu-0": CAPACITY})
+    await ledger.begin(held, less)
+    await ledger.begin(make_record("held", memory=800, cores=90), less)
+    with pytest.raises(RetryError, match="memory MiB 801 of 500"):
+        await ledger.begin(make_record("held", memory=801, cores=90), less)
+    with pytest.raises(RetryError, match="no room"):
+        await ledger.begin(make_record("new", memory=1, cores=0), less)
+    await ledger.close()

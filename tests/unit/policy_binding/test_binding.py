@@ -1,5 +1,6 @@
 """What allocated claims mean on a node."""
 
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -7,11 +8,15 @@ import pytest
 from hami_dra.contract.errors import HamiDraError, RetryError, UserError
 from hami_dra.contract.names import DRIVER_NAME
 from hami_dra.policy.binding import BoundDevice, bind_claim
-from hami_dra.policy.devices import name_device
+from hami_dra.policy.cardrules import CardRules, offer_card
+from hami_dra.policy.devices import name_device, offer_whole
 from hami_dra.testing.fakegpus import make_gpu
 
-GPUS = {name_device(gpu.uuid): gpu for gpu in (make_gpu(0), make_gpu(1, memory_mib=16384))}
-FIRST, SECOND = GPUS
+OFFERS = {
+    name_device(gpu.uuid): offer_whole(gpu, split_count=10)
+    for gpu in (make_gpu(0), make_gpu(1, memory_mib=16384))
+}
+FIRST, SECOND = OFFERS
 SHARE = "8f6e3c1a-0000-4000-8000-000000000001"
 
 
@@ -53,7 +58,7 @@ def make_claim(*results: dict[str, Any], config: list[dict[str, Any]] | None = N
 
 
 def bind(claim: dict[str, Any]) -> tuple[BoundDevice, ...]:
-    return bind_claim(claim, GPUS, pool="node-1", split_count=10).devices
+    return bind_claim(claim, OFFERS, pool="node-1").devices
 
 
 @pytest.mark.parametrize(
@@ -186,13 +191,48 @@ def test_a_percentage_is_of_the_card_that_was_given(
 
 
 def test_a_percentage_of_a_tiny_card_is_still_a_limit() -> None:
-    tiny = make_gpu(0, memory_mib=64)
+    tiny = offer_whole(make_gpu(0, memory_mib=64), split_count=10)
     claim = make_claim(
         make_result(consumedCapacity={"memory": "64Mi"}), config=configure(memoryLimitPercent=1)
     )
-    binding = bind_claim(claim, {FIRST: tiny}, pool="node-1", split_count=10)
+    binding = bind_claim(claim, {FIRST: tiny}, pool="node-1")
 
     assert binding.devices[0].memory_mib == 1
+
+
+@pytest.mark.parametrize(
+    ("scaling", "consumed", "config", "memory_mib"),
+    [
+        ("2", "60000Mi", None, 60000),
+        ("2", "40960Mi", None, 40960),
+        ("2", "81920Mi", None, 81920),
+        ("2", "81920Mi", {"memoryLimitPercent": 50}, 40960),
+        ("0.5", "20480Mi", None, 20480),
+        ("1", "60000Mi", None, 0),
+    ],
+)
+def test_the_limit_on_a_scaled_card_follows_what_is_consumed(
+    scaling: str, consumed: str, config: dict[str, Any] | None, memory_mib: int
+) -> None:
+    offer = offer_card(make_gpu(0), CardRules(memory_scaling=Fraction(scaling)))
+    claim = make_claim(
+        make_result(consumedCapacity={"memory": consumed}),
+        config=configure(**config) if config else None,
+    )
+    (device,) = bind_claim(claim, {FIRST: offer}, pool="node-1").devices
+
+    assert device.memory_mib == memory_mib
+
+
+def test_a_whole_scaled_card_is_all_that_is_published_of_it() -> None:
+    rules = CardRules(memory_scaling=Fraction(2), core_scaling=Fraction(3), split_count=7)
+    claim = make_claim(make_result(consumedCapacity=None, shareID=None))
+    binding = bind_claim(claim, {FIRST: offer_card(make_gpu(0), rules)}, pool="node-1")
+    (device,) = binding.devices
+
+    assert device.exclusive
+    assert (device.consumed_memory_mib, device.consumed_cores) == (81920, 300)
+    assert device.consumed_slots == 7
 
 
 def test_how_to_enforce_is_carried_to_the_share() -> None:
