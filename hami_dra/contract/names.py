@@ -81,6 +81,18 @@ ANNOTATION_DEVICE_CORDON: Final = "hami.io/device-cordon"
 TAINT_LOST: Final = "gpu.project-hami.io/lost"
 """The driver no longer describes the card."""
 
+TAINT_XID: Final = "gpu.project-hami.io/xid"
+"""Taint of a card for an XID that its driver reported, with the number as value."""
+
+TAINT_ECC: Final = "gpu.project-hami.io/ecc"
+"""Taint of a card whose memory had an error that it could not correct."""
+
+TAINT_MEMORY: Final = "gpu.project-hami.io/memory"
+"""Taint of a card whose memory cannot be repaired."""
+
+TAINT_RECOVERY: Final = "gpu.project-hami.io/recovery"
+"""Taint of a card for which the driver asks for an action, with the action as value."""
+
 # Objects that we write.
 LABEL_SHARES: Final = "gpu.project-hami.io/shares"
 """``true`` on every pod with a share, for node policies of others."""

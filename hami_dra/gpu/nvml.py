@@ -1,22 +1,21 @@
 """Cards as NVML describes them.
 
-NVML may hang for as long as a driver hangs. Every look runs in its own daemon thread with a time
-limit, one at a time: a thread that never returns costs this room its answers, never the process
-its exit (a ThreadPoolExecutor's thread would be waited for).
+NVML may hang for as long as a driver hangs, and often hangs for one card alone. The list of cards
+and each card are looked at in threads of their own, with a time limit each; a thread that hangs is
+never joined by a second one for the same question.
 """
 
 import asyncio
-import ctypes
-import platform
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import pynvml
 
-from hami_dra.contract.driverroot import NVML_SONAME, library_directories
 from hami_dra.contract.errors import RetryError
+from hami_dra.gpu.daemon import run_in_daemon_thread, tell
 from hami_dra.gpu.facts import (
     GpuFacts,
     name_architecture,
@@ -24,30 +23,34 @@ from hami_dra.gpu.facts import (
     normalize_bus_id,
     register_name,
 )
+from hami_dra.gpu.library import NvmlLibrary
 from hami_dra.gpu.source import Discovery, SkippedGpu
-from hami_dra.gpu.topology import find_numa_node, find_pcie_root
+from hami_dra.gpu.topology import find_bound_devices, find_numa_node, find_pcie_root
+from hami_dra.gpu.vitals import read_vitals
+from hami_dra.policy.devices import name_device
+from hami_dra.policy.health import CardVitals
 
 _MIB: Final = 1 << 20
 
+Described = tuple[GpuFacts, CardVitals]
 
-def find_library(driver_root: Path) -> Path | None:
-    """Return ``libnvidia-ml.so.1`` below a root, if it is there."""
-    candidates = (
-        driver_root / directory / NVML_SONAME
-        for directory in library_directories(platform.machine())
-    )
-    return next((path for path in candidates if path.exists()), None)
+
+@dataclass(frozen=True, slots=True)
+class _Driver:
+    version: str
+    cuda_version: str
+    count: int
 
 
 class NvmlSource:
     """Reads cards through nvidia-ml-py.
 
     Args:
-        driver_root: Where the driver is installed, as this process sees it. For "/" the dynamic
-            loader finds the library, so LD_LIBRARY_PATH counts.
+        driver_root: See `NvmlLibrary`.
         sysfs: The machine's /sys.
-        timeout_seconds: Longest time for one look at all cards.
-        nvml: The nvidia-ml-py module, or something with its functions.
+        timeout_seconds: Longest time until NVML lists the cards.
+        card_timeout_seconds: Longest time until it describes one.
+        nvml: See `NvmlLibrary`.
     """
 
     def __init__(
@@ -56,124 +59,140 @@ class NvmlSource:
         *,
         sysfs: Path = Path("/sys"),
         timeout_seconds: float = 20.0,
+        card_timeout_seconds: float = 5.0,
         nvml: Any = pynvml,
     ) -> None:
-        self._driver_root = driver_root
+        self.library = NvmlLibrary(driver_root, nvml=nvml)
         self._sysfs = sysfs
         self._timeout_seconds = timeout_seconds
-        self._nvml = nvml
-        self._running: asyncio.Future[Discovery] | None = None
+        self._card_timeout_seconds = card_timeout_seconds
+        self._holding: asyncio.Future[None] | None = None
+        self._cards: dict[int, asyncio.Future[Described]] = {}
 
     async def discover(self) -> Discovery:
         """Look at every card; see `GpuSource.discover`."""
-        if self._running is not None and not self._running.done():
+        if self._holding is not None and not self._holding.done():
             raise RetryError(
                 f"NVML has not answered an earlier call for over {self._timeout_seconds:g} s; the "
                 "driver hangs (look at dmesg for Xid messages)"
             )
-        self._running = _run_in_daemon_thread("nvml", self._discover)
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                return await asyncio.shield(self._running)
-        except TimeoutError as error:
-            raise RetryError(f"NVML did not answer within {self._timeout_seconds:g} s") from error
+        loop = asyncio.get_running_loop()
+        listed: asyncio.Future[_Driver] = loop.create_future()
+        leave = threading.Event()
 
-    def _discover(self) -> Discovery:
-        nvml = self._nvml
-        self._load()
+        def hold() -> None:
+            with self.library.session() as nvml:
+                tell(loop, listed.set_result, self._list(nvml))
+                leave.wait()
+
+        holding = self._holding = run_in_daemon_thread("nvml", hold)
         try:
-            nvml.nvmlInit()
-        except nvml.NVMLError as error:
-            raise RetryError(
-                f"NVML does not initialise: {error}; is the NVIDIA driver loaded, and is its "
-                f"library below {self._driver_root}?"
-            ) from error
+            futures: set[asyncio.Future[Any]] = {listed, holding}
+            await asyncio.wait(
+                futures,
+                timeout=self._timeout_seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if holding.done():
+                holding.result()
+            if not listed.done():
+                raise RetryError(f"NVML did not answer within {self._timeout_seconds:g} s")
+            driver = listed.result()
+            looks = [self._look(index, driver) for index in range(driver.count)]
+            return self._collect(await asyncio.gather(*looks))
+        finally:
+            leave.set()
+            await asyncio.wait({holding}, timeout=self._timeout_seconds)
+
+    def _list(self, nvml: Any) -> _Driver:
         try:
-            return self._describe_all()
+            cuda = int(nvml.nvmlSystemGetCudaDriverVersion_v2())
+            return _Driver(
+                version=_text(nvml.nvmlSystemGetDriverVersion()),
+                cuda_version=f"{cuda // 1000}.{cuda % 1000 // 10}",
+                count=int(nvml.nvmlDeviceGetCount()),
+            )
         except nvml.NVMLError as error:
             raise RetryError(f"NVML cannot list the cards: {error}") from error
-        finally:
-            nvml.nvmlShutdown()
 
-    def _load(self) -> None:
-        """Load the root's own library, so that the loader answers its SONAME with it.
-
-        nvidia-ml-py opens the library by its bare SONAME; the dynamic loader compares that with
-        what is loaded already before it searches any directory.
-        """
-        if self._driver_root == Path("/"):
-            return
-        path = find_library(self._driver_root)
-        if path is None:
-            raise RetryError(
-                f"no {NVML_SONAME} below {self._driver_root}; set --driver-root to where the "
-                "NVIDIA driver is installed"
-            )
+    async def _look(self, index: int, driver: _Driver) -> Described | SkippedGpu:
+        running = self._cards.get(index)
+        if running is not None and not running.done():
+            return SkippedGpu(index, "an earlier question to it has not been answered yet")
+        running = run_in_daemon_thread(f"nvml-card-{index}", lambda: self._describe(index, driver))
+        self._cards[index] = running
         try:
-            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-        except OSError as error:
-            raise RetryError(f"{path} cannot be loaded: {error}") from error
+            async with asyncio.timeout(self._card_timeout_seconds):
+                return await asyncio.shield(running)
+        except TimeoutError:
+            return SkippedGpu(index, f"no answer within {self._card_timeout_seconds:g} s")
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this card's alone
+            return SkippedGpu(index, str(error) or type(error).__name__)
 
-    def _describe_all(self) -> Discovery:
-        nvml = self._nvml
-        driver = _text(nvml.nvmlSystemGetDriverVersion())
-        cuda = int(nvml.nvmlSystemGetCudaDriverVersion_v2())
-        gpus: list[GpuFacts] = []
+    def _collect(self, answers: list[Described | SkippedGpu]) -> Discovery:
+        found: dict[str, Described] = {}
         skipped: list[SkippedGpu] = []
-        for index in range(int(nvml.nvmlDeviceGetCount())):
-            try:
-                gpus.append(self._describe(index, driver, f"{cuda // 1000}.{cuda % 1000 // 10}"))
-            except (nvml.NVMLError, ValueError) as error:
-                skipped.append(SkippedGpu(index, str(error)))
-        return Discovery(tuple(gpus), tuple(skipped))
-
-    def _describe(self, index: int, driver_version: str, cuda_version: str) -> GpuFacts:
-        nvml = self._nvml
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-        bus_id = normalize_bus_id(_text(nvml.nvmlDeviceGetPciInfo(handle).busId))
-        return GpuFacts(
-            uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
-            index=index,
-            minor=int(nvml.nvmlDeviceGetMinorNumber(handle)),
-            product_name=register_name(_text(nvml.nvmlDeviceGetName(handle))),
-            brand=name_brand(int(nvml.nvmlDeviceGetBrand(handle))),
-            architecture=name_architecture(int(major), int(minor)),
-            compute_capability=f"{major}.{minor}",
-            driver_version=driver_version,
-            cuda_driver_version=cuda_version,
-            memory_mib=int(nvml.nvmlDeviceGetMemoryInfo(handle).total) // _MIB,
-            pci_bus_id=bus_id,
-            pcie_root=find_pcie_root(self._sysfs, bus_id),
-            numa_node=find_numa_node(self._sysfs, bus_id),
+        for answer in answers:
+            if isinstance(answer, SkippedGpu):
+                skipped.append(answer)
+                continue
+            gpu, _ = answer
+            name = name_device(gpu.uuid)
+            if name in found:
+                other = found[name][0].index
+                skipped.append(SkippedGpu(gpu.index, f"has the UUID {gpu.uuid} of card {other}"))
+            else:
+                found[name] = answer
+        return Discovery(
+            tuple(gpu for gpu, _ in found.values()),
+            tuple(skipped),
+            vitals={gpu.uuid: vitals for gpu, vitals in found.values()},
+            bound=find_bound_devices(self._sysfs),
         )
+
+    def _describe(self, index: int, driver: _Driver) -> Described:
+        # A session of its own: if this thread hangs, NVML stays what it is to it.
+        with self.library.session() as nvml:
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+            uuid = _text(nvml.nvmlDeviceGetUUID(handle))
+            if not uuid:
+                raise ValueError("it has no UUID")
+            bus_id = self._read_bus_id(handle)
+            gpu = GpuFacts(
+                uuid=uuid,
+                index=index,
+                minor=int(nvml.nvmlDeviceGetMinorNumber(handle)),
+                product_name=register_name(_text(nvml.nvmlDeviceGetName(handle))),
+                brand=name_brand(self._optional(nvml.nvmlDeviceGetBrand, handle, otherwise=0)),
+                architecture=name_architecture(int(major), int(minor)),
+                compute_capability=f"{major}.{minor}",
+                driver_version=driver.version,
+                cuda_driver_version=driver.cuda_version,
+                memory_mib=self._read_memory_mib(handle),
+                pci_bus_id=bus_id,
+                pcie_root=find_pcie_root(self._sysfs, bus_id),
+                numa_node=find_numa_node(self._sysfs, bus_id),
+            )
+            return gpu, read_vitals(nvml, handle)
+
+    def _read_bus_id(self, handle: Any) -> str:
+        """Return the PCI address; "" for a card that is part of the machine's own chip."""
+        info = self._optional(self.library.nvml.nvmlDeviceGetPciInfo, handle, otherwise=None)
+        return "" if info is None else normalize_bus_id(_text(info.busId))
+
+    def _read_memory_mib(self, handle: Any) -> int:
+        memory = self._optional(self.library.nvml.nvmlDeviceGetMemoryInfo, handle, otherwise=None)
+        return 0 if memory is None else int(memory.total) // _MIB
+
+    def _optional(self, question: Callable[[Any], Any], handle: Any, *, otherwise: Any) -> Any:
+        try:
+            return question(handle)
+        except self.library.nvml.NVMLError as error:
+            if self.library.is_unsupported(error):
+                return otherwise
+            raise
 
 
 def _text(value: str | bytes) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
-
-
-def _run_in_daemon_thread(name: str, work: Callable[[], Discovery]) -> asyncio.Future[Discovery]:
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Discovery] = loop.create_future()
-    # Someone who timed out has left; the result that comes too late is nobody's error.
-    future.add_done_callback(lambda done: done.cancelled() or done.exception())
-
-    def settle(result: Discovery | None, error: Exception | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        elif result is not None:
-            future.set_result(result)
-
-    def run() -> None:
-        try:
-            outcome: tuple[Discovery | None, Exception | None] = (work(), None)
-        except Exception as error:  # noqa: BLE001 - handed over to the waiting task as it is
-            outcome = (None, error)
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, *outcome)
-
-    threading.Thread(target=run, name=name, daemon=True).start()
-    return future

@@ -26,9 +26,9 @@ from hami_dra.cdi.hostspecs import HostSpecs
 from hami_dra.cdi.store import CdiStore
 from hami_dra.contract.errors import FatalError, HamiDraError
 from hami_dra.contract.names import DRIVER_NAME
-from hami_dra.contract.nodeconfig import NodeConfig
+from hami_dra.gpu.events import NvmlEvents
 from hami_dra.gpu.nvml import NvmlSource
-from hami_dra.gpu.source import GpuSource
+from hami_dra.gpu.source import EventSource, GpuSource
 from hami_dra.kube import Api, connect
 from hami_dra.kubeletplugin.locks import ClaimLocks
 from hami_dra.kubeletplugin.publisher import Publisher
@@ -36,6 +36,7 @@ from hami_dra.kubeletplugin.registration import Registration
 from hami_dra.kubeletplugin.service import VERSIONS, DraService
 from hami_dra.node import healthstream
 from hami_dra.node.basedevices import BaseDevices
+from hami_dra.node.cards import Cards
 from hami_dra.node.claimspec import FILE_PREFIX
 from hami_dra.node.configfile import ConfigFile
 from hami_dra.node.cordon import CordonWatch
@@ -44,13 +45,10 @@ from hami_dra.node.inventory import Inventory
 from hami_dra.node.ledger import Ledger
 from hami_dra.node.libfile import install_library
 from hami_dra.node.metrics import NodeMetrics
-from hami_dra.node.offer import Offer
 from hami_dra.node.preparer import ClaimFiles, Preparer, Step, no_step, read_boot_id
 from hami_dra.node.recovery import Recovery
 from hami_dra.node.settings import NodeSettings
 from hami_dra.node.sharedir import ShareDirectories
-from hami_dra.policy.cardrules import CardRules, resolve_rules
-from hami_dra.policy.devices import GpuFacts
 from hami_dra.service.clock import SystemClock
 from hami_dra.service.http import Readiness, serve_health
 from hami_dra.service.supervise import Supervisor
@@ -61,13 +59,18 @@ CONDITIONS: Final = ("nvml", "slices", "registered", "cdi-dir")
 
 
 async def run_node(
-    settings: NodeSettings, *, source: GpuSource | None = None, step: Step = no_step
+    settings: NodeSettings,
+    *,
+    source: GpuSource | None = None,
+    events: EventSource | None = None,
+    step: Step = no_step,
 ) -> None:
     """Run the process until it is asked to stop.
 
     Args:
         settings: What the operator set.
         source: Where cards come from; NVML unless a test says otherwise.
+        events: Where events of cards come from; NVML if the cards do, else none.
         step: See `Preparer`.
 
     Raises:
@@ -82,7 +85,11 @@ async def run_node(
             _open_files(settings) as disk,
             Supervisor() as supervisor,
         ):
-            await _serve(settings, Api(session), ledger, disk, supervisor, readiness, source, step)
+            if source is None:
+                nvml = NvmlSource(settings.driver_root, sysfs=settings.sysfs)
+                source, events = nvml, events or NvmlEvents(nvml.library)
+            gpus = source, events
+            await _serve(settings, Api(session), ledger, disk, supervisor, readiness, gpus, step)
 
 
 async def _serve(  # noqa: PLR0917 - what run_node opened, handed on once
@@ -92,7 +99,7 @@ async def _serve(  # noqa: PLR0917 - what run_node opened, handed on once
     disk: tuple[ClaimFiles, ThreadPoolExecutor],
     supervisor: Supervisor,
     readiness: Readiness,
-    source: GpuSource | None,
+    gpus: tuple[GpuSource, EventSource | None],
     step: Step,
 ) -> None:
     files, executor = disk
@@ -105,35 +112,29 @@ async def _serve(  # noqa: PLR0917 - what run_node opened, handed on once
         on_state=partial(readiness.set, "slices"),
     )
 
-    def resolve(config: NodeConfig) -> CardRules:
-        return resolve_rules(config, node_name=settings.node_name, split_count=settings.split_count)
+    def write_cards() -> None:
+        executor.submit(_write_cards, files, cards.inventory)
 
+    stream = HealthStream(pool=settings.node_name, clock=SystemClock())
     config_file = ConfigFile(settings.config)
-    config = await asyncio.get_running_loop().run_in_executor(executor, config_file.read)
-    offer = Offer(publisher.publish, rules=resolve(config))
-
-    def configure(config: NodeConfig) -> None:
-        offer.set_rules(resolve(config))
-
-    health = HealthStream(pool=settings.node_name, clock=SystemClock())
-
-    def announce(gpus: tuple[GpuFacts, ...], lost: frozenset[str]) -> None:
-        offer.set_cards(gpus, lost)
-        health.set_cards(gpus, lost)
-        executor.submit(_write_cards, files, inventory)
-
-    inventory = Inventory(
-        source or NvmlSource(settings.driver_root, sysfs=settings.sysfs),
-        interval_seconds=settings.rediscover_seconds,
-        on_change=announce,
+    cards = Cards(
+        settings=settings,
+        config_file=config_file,
+        config=await asyncio.get_running_loop().run_in_executor(executor, config_file.read),
+        source=gpus[0],
+        events=gpus[1],
+        stream=stream,
+        clock=SystemClock(),
+        publish=publisher.publish,
+        on_cards=write_cards,
         on_state=partial(readiness.set, "nvml"),
     )
-    cordon = CordonWatch(api, node_name=settings.node_name, on_change=offer.set_cordoned)
+    cordon = CordonWatch(api, node_name=settings.node_name, on_change=cards.offer.set_cordoned)
     preparer = Preparer(
         api=api,
         ledger=ledger,
         files=files,
-        offers=offer.offers,
+        offers=cards.offer.offers,
         boot_id=boot_id,
         settings=settings,
         executor=executor,
@@ -159,7 +160,7 @@ async def _serve(  # noqa: PLR0917 - what run_node opened, handed on once
         handler=preparer,
         locks=locks,
         budget_seconds=settings.prepare_budget_seconds,
-        beside=health.services(),
+        beside=stream.services(),
     )
     registration = Registration(
         socket=settings.registration_socket,
@@ -168,14 +169,18 @@ async def _serve(  # noqa: PLR0917 - what run_node opened, handed on once
         versions=(*VERSIONS, *healthstream.VERSIONS),
         on_status=note_registration,
     )
-    metrics = NodeMetrics(service.statistics, publisher.statistics, config_file.statistics)
+    metrics = NodeMetrics(
+        service.statistics,
+        publisher.statistics,
+        config_file.statistics,
+        cards.health.statistics,
+    )
     async with serve_health(
         settings.health_host, settings.health_port, readiness, metrics.registry
     ) as port:
-        supervisor.spawn("inventory", inventory.run())
+        cards.spawn(supervisor)
         supervisor.spawn("publisher", publisher.run())
         supervisor.spawn("cordon", cordon.run())
-        supervisor.spawn("config", config_file.follow(configure))
         supervisor.spawn("repair", recovery.repair_forever(settings.repair_seconds))
         supervisor.spawn("sweep", recovery.sweep_forever())
         try:
@@ -185,7 +190,7 @@ async def _serve(  # noqa: PLR0917 - what run_node opened, handed on once
             await supervisor.wait()
         finally:
             await registration.stop()
-            health.close()
+            stream.close()
             await service.stop(settings.drain_seconds)
 
 

@@ -6,7 +6,7 @@ What is said here informs people only: taints keep claims away.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
 import grpc
@@ -14,13 +14,15 @@ import grpc
 from hami_dra._pb import dra_health_v1_pb2 as pb
 from hami_dra.kubeletplugin.socket import Handlers
 from hami_dra.policy.devices import GpuFacts, name_device
+from hami_dra.policy.health import Fault
 from hami_dra.service.clock import Clock
 
 VERSIONS: Final = ("v1.DRAResourceHealth", "v1alpha1.DRAResourceHealth")
 """Full names of the services, newest first, as they are advertised."""
 _TIMEOUT_SECONDS: Final = 30
 _RESEND_SECONDS: Final = _TIMEOUT_SECONDS / 3
-_LOST: Final = "the driver does not describe the card any more; look at dmesg for Xid messages"
+_LONGEST_MESSAGE: Final = 1024
+"""The kubelet cuts what is longer."""
 
 
 class HealthStream:
@@ -34,7 +36,7 @@ class HealthStream:
     def __init__(self, *, pool: str, clock: Clock) -> None:
         self._pool = pool
         self._clock = clock
-        self._lost: frozenset[str] = frozenset()
+        self._faults: Mapping[str, tuple[Fault, ...]] = {}
         self._uuids: tuple[str, ...] = ()
         self._changed = asyncio.Event()
         self._closed = False
@@ -50,10 +52,14 @@ class HealthStream:
         }
         return dict.fromkeys(VERSIONS, handlers)
 
-    def set_cards(self, cards: tuple[GpuFacts, ...], lost: Collection[str]) -> None:
-        """Report these cards from now on, those with the given UUIDs as unhealthy."""
+    def set_cards(self, cards: tuple[GpuFacts, ...]) -> None:
+        """Report these cards from now on."""
         self._uuids = tuple(gpu.uuid for gpu in cards)
-        self._lost = frozenset(lost)
+        self._wake()
+
+    def set_faults(self, faults: Mapping[str, tuple[Fault, ...]]) -> None:
+        """Report the cards with these UUIDs as unhealthy from now on, and all others as healthy."""
+        self._faults = dict(faults)
         self._wake()
 
     def close(self) -> None:
@@ -81,12 +87,12 @@ class HealthStream:
         now = int(self._clock.wall())
         report = pb.NodeWatchResourcesResponse()
         for uuid in self._uuids:
-            lost = uuid in self._lost
+            faults = self._faults.get(uuid, ())
             report.devices.add(
                 device=pb.DeviceIdentifier(pool_name=self._pool, device_name=name_device(uuid)),
-                health=pb.HealthStatus.UNHEALTHY if lost else pb.HealthStatus.HEALTHY,
+                health=pb.HealthStatus.UNHEALTHY if faults else pb.HealthStatus.HEALTHY,
                 last_updated_time=now,
                 health_check_timeout_seconds=_TIMEOUT_SECONDS,
-                message=_LOST if lost else "",
+                message="; ".join(fault.message for fault in faults)[:_LONGEST_MESSAGE],
             )
         return report

@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 from hami_dra.kubeletplugin.publisher import PublisherStatistics
 from hami_dra.kubeletplugin.service import ServiceStatistics
 from hami_dra.node.configfile import ConfigStatistics
+from hami_dra.node.health import HealthStatistics
 
 
 class NodeMetrics(Collector):
@@ -18,6 +19,7 @@ class NodeMetrics(Collector):
         service: Claims answered.
         publisher: Slices written.
         config: What became of the configuration file.
+        health: What was heard of cards.
     """
 
     def __init__(
@@ -25,10 +27,12 @@ class NodeMetrics(Collector):
         service: Callable[[], ServiceStatistics],
         publisher: Callable[[], PublisherStatistics],
         config: Callable[[], ConfigStatistics],
+        health: Callable[[], HealthStatistics],
     ) -> None:
         self._service = service
         self._publisher = publisher
         self._config = config
+        self._health = health
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
@@ -67,6 +71,7 @@ class NodeMetrics(Collector):
             len(publisher.dropped_fields),
         )
         yield from self._collect_config()
+        yield from self._collect_health()
 
     def _collect_config(self) -> Iterable[Metric]:
         config = self._config()
@@ -82,4 +87,35 @@ class NodeMetrics(Collector):
             "hami_dra_node_config_current",
             "1 while the configuration file says what is in force.",
             int(config.current),
+        )
+
+    def _collect_health(self) -> Iterable[Metric]:
+        health = self._health()
+        xids = CounterMetricFamily(
+            "hami_dra_node_card_xids", "XIDs that the driver reported.", labels=["uuid", "xid"]
+        )
+        for (uuid, number), count in sorted(health.xids.items()):
+            xids.add_metric([uuid, str(number)], count)
+        yield xids
+        errors = CounterMetricFamily(
+            "hami_dra_node_card_ecc_errors",
+            "Reported errors that a card's memory could not correct.",
+            labels=["uuid"],
+        )
+        for uuid, count in sorted(health.ecc_errors.items()):
+            errors.add_metric([uuid], count)
+        yield errors
+        faults = GaugeMetricFamily(
+            "hami_dra_node_card_fault",
+            "1 for each fault that marks a card.",
+            labels=["uuid", "key"],
+        )
+        for uuid, held in sorted(health.faults.items()):
+            for fault in held:
+                faults.add_metric([uuid, fault.taint.key], 1)
+        yield faults
+        yield GaugeMetricFamily(
+            "hami_dra_node_cards_watched",
+            "Cards whose events are heard.",
+            len(health.watch.cards),
         )

@@ -7,7 +7,8 @@ import structlog
 
 from hami_dra.policy.cardrules import CardRules, offer_cards
 from hami_dra.policy.devices import CardOffer, GpuFacts, describe_offers, name_device
-from hami_dra.policy.taints import CORDONED, LOST, Taint
+from hami_dra.policy.health import Fault
+from hami_dra.policy.taints import CORDONED, Taint
 
 _log = structlog.get_logger(__name__)
 
@@ -29,6 +30,7 @@ class Offer:
         self._offers: tuple[CardOffer, ...] = ()
         self._lost: frozenset[str] = frozenset()
         self._cordoned: frozenset[str] = frozenset()
+        self._faults: Mapping[str, tuple[Fault, ...]] = {}
         self._hidden: dict[str, str] = {}
 
     def offers(self) -> Mapping[str, CardOffer]:
@@ -44,7 +46,7 @@ class Offer:
 
         Args:
             cards: All that are known.
-            lost: UUIDs of those among them that the driver no longer describes.
+            lost: UUIDs of those among them that nothing can be prepared on now.
         """
         self._cards = cards
         self._lost = frozenset(lost)
@@ -53,6 +55,11 @@ class Offer:
     def set_rules(self, rules: CardRules) -> None:
         """Offer the cards by other rules; what claims hold already stays theirs."""
         self._rules = rules
+        self._announce()
+
+    def set_faults(self, faults: Mapping[str, tuple[Fault, ...]]) -> None:
+        """Mark the cards with these UUIDs for what is wrong with them."""
+        self._faults = dict(faults)
         self._announce()
 
     def set_cordoned(self, uuids: Collection[str]) -> None:
@@ -75,5 +82,5 @@ class Offer:
             self._hidden = hidden
 
     def _mark(self, uuid: str) -> list[Taint]:
-        marks = ((LOST, self._lost), (CORDONED, self._cordoned))
-        return [taint for taint, uuids in marks if uuid in uuids]
+        marks = [fault.taint for fault in self._faults.get(uuid, ())]
+        return [*marks, CORDONED] if uuid in self._cordoned else marks

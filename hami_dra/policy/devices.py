@@ -1,7 +1,7 @@
 """What a GPU is, and how it is written into a ResourceSlice.
 
 Limits of the API (k8s.io/kubernetes pkg/apis/resource/validation): a device's name is a DNS label,
-string values have at most 64 characters, a version is a strict semantic version, a capacity's
+string values have at most 64 bytes, a version is a strict semantic version, a capacity's
 range must divide into whole steps. All hold here by construction, because one bad device makes
 the API server refuse its whole slice.
 """
@@ -21,6 +21,8 @@ CORES_PER_CARD: Final = 100
 _LONGEST_VALUE: Final = 64
 _LONGEST_NAME: Final = 63
 _VERSION_PARTS: Final = 3
+_LARGEST_PART: Final = 2**31 - 1
+"""The API server reads each part as a machine's number."""
 _NO_TAINTS: Final[Mapping[str, Collection[Taint]]] = {}
 
 
@@ -41,7 +43,7 @@ class GpuFacts:
         cuda_driver_version: ``major.minor`` of the newest CUDA the driver can run.
         memory_mib: Whole MiB of the card's memory, rounded down; 0 if the driver does not say it
             (memory that the card shares with the CPU).
-        pci_bus_id: ``dddd:bb:dd.f``, lower case.
+        pci_bus_id: ``dddd:bb:dd.f``, lower case; "" for a card on no PCI bus.
         pcie_root: ``pciDDDD:BB`` of the root complex; ``None`` if the machine does not show it.
         numa_node: Node of the card's memory; ``None`` if it has none (never -1).
     """
@@ -102,11 +104,13 @@ def name_device(uuid: str) -> str:
 def normalize_version(text: str) -> str:
     """Return a strict semantic version: ``580.95.05`` becomes ``580.95.5``, ``9.0`` ``9.0.0``.
 
-    Text without a number in front becomes ``0.0.0``, so that an odd driver never costs the node
-    its whole slice.
+    Text without a sensible number in front becomes ``0.0.0``, so that an odd driver never costs the
+    node its whole slice.
     """
     match = re.match(r"[0-9]+(?:\.[0-9]+)*", text.strip())
     parts = [int(part) for part in match[0].split(".")] if match else []
+    if max(parts, default=0) > _LARGEST_PART:
+        parts = []
     padded = (parts + [0] * _VERSION_PARTS)[:_VERSION_PARTS]
     return ".".join(str(part) for part in padded)
 
@@ -162,9 +166,10 @@ def describe_offer(offer: CardOffer) -> dict[str, Any]:
         names.ATTR_COMPUTE_CAPABILITY: {"version": normalize_version(gpu.compute_capability)},
         names.ATTR_DRIVER_VERSION: {"version": normalize_version(gpu.driver_version)},
         names.ATTR_CUDA_DRIVER_VERSION: {"version": normalize_version(gpu.cuda_driver_version)},
-        names.ATTR_PCIE_BUS_ID: _string(gpu.pci_bus_id),
-        names.ATTR_STD_PCI_BUS_ID: _string(gpu.pci_bus_id),
     }
+    if gpu.pci_bus_id:
+        attributes[names.ATTR_PCIE_BUS_ID] = _string(gpu.pci_bus_id)
+        attributes[names.ATTR_STD_PCI_BUS_ID] = _string(gpu.pci_bus_id)
     if gpu.pcie_root is not None:
         attributes[names.ATTR_STD_PCIE_ROOT] = _string(gpu.pcie_root)
     if gpu.numa_node is not None:
@@ -187,7 +192,7 @@ def describe_offer(offer: CardOffer) -> dict[str, Any]:
 
 
 def _string(text: str) -> dict[str, Any]:
-    return {"string": text[:_LONGEST_VALUE]}
+    return {"string": text.encode(errors="replace")[:_LONGEST_VALUE].decode(errors="ignore")}
 
 
 def _capacity(value: str, *, default: str, step: str = "1") -> dict[str, Any]:

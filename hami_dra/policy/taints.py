@@ -5,11 +5,10 @@ The key is part of what people write into tolerations, so each cause has one of 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from hami_dra.contract.names import ANNOTATION_DEVICE_CORDON, TAINT_LOST
-
-Effect = Literal["NoSchedule", "NoExecute"]
+from hami_dra.contract.healthconfig import Effect
+from hami_dra.contract.names import ANNOTATION_DEVICE_CORDON
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -29,8 +28,6 @@ class Taint:
 
 CORDONED: Final = Taint(ANNOTATION_DEVICE_CORDON, "cordoned")
 """A person keeps new claims off the card."""
-LOST: Final = Taint(TAINT_LOST, "not-described")
-"""The driver does not describe the card any more; whoever holds it may find it dead."""
 
 
 def describe_taints(taints: Iterable[Taint]) -> list[dict[str, Any]]:

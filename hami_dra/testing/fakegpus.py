@@ -1,8 +1,15 @@
 """Cards that a test puts in and takes out."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from hami_dra.contract.errors import RetryError
 from hami_dra.gpu.source import Discovery, SkippedGpu
 from hami_dra.policy.devices import GpuFacts
+
+if TYPE_CHECKING:
+    from hami_dra.policy.health import CardVitals
 
 
 def make_gpu(number: int = 0, *, memory_mib: int = 40960) -> GpuFacts:
@@ -30,16 +37,20 @@ class FakeGpus:
     Attributes:
         gpus: What is found.
         skipped: Cards that cannot be described.
+        vitals: Health by UUID.
+        bound: PCI addresses that the driver holds.
         fault: Text of the error instead of an answer, ``None`` for an answer.
     """
 
     def __init__(self, *gpus: GpuFacts) -> None:
         self.gpus = gpus
         self.skipped: tuple[SkippedGpu, ...] = ()
+        self.vitals: dict[str, CardVitals] = {}
+        self.bound: frozenset[str] = frozenset()
         self.fault: str | None = None
 
     async def discover(self) -> Discovery:
         """Return what was set, or raise it."""
         if self.fault is not None:
             raise RetryError(self.fault)
-        return Discovery(self.gpus, self.skipped)
+        return Discovery(self.gpus, self.skipped, dict(self.vitals), self.bound)

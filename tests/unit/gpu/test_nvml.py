@@ -1,60 +1,23 @@
 """Cards as NVML tells of them; NVML here is a small object with its functions."""
 
+import os
+import shutil
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from hami_dra.contract.errors import RetryError
+from hami_dra.contract.errors import FatalError, RetryError
 from hami_dra.gpu.facts import name_architecture, name_brand, normalize_bus_id, register_name
 from hami_dra.gpu.nvml import NvmlSource
-from hami_dra.gpu.topology import find_numa_node, find_pcie_root
+from hami_dra.gpu.topology import find_bound_devices, find_numa_node, find_pcie_root
+from hami_dra.policy.devices import describe_device
+from hami_dra.policy.health import CardVitals
+from tests.unit.gpu.fakenvml import GPU_IS_LOST, MISMATCH, NOT_SUPPORTED, FakeNvml, NvmlError
 
-
-class NvmlError(Exception):
-    """As pynvml.NVMLError."""
-
-
-class FakeNvml:
-    """The functions of nvidia-ml-py that we call, over a list of cards."""
-
-    NVMLError = NvmlError
-
-    def __init__(self, count: int = 2) -> None:
-        self.count = count
-        self.broken: dict[int, str] = {}
-        self.init: Callable[[], None] = lambda: None
-        self.shutdowns = 0
-
-    def nvmlInit(self) -> None:  # noqa: D102, N802 - NVML's name
-        self.init()
-
-    def nvmlShutdown(self) -> None:  # noqa: D102, N802
-        self.shutdowns += 1
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        answers: dict[str, Callable[..., Any]] = {
-            "nvmlSystemGetDriverVersion": lambda: b"580.95.05",
-            "nvmlSystemGetCudaDriverVersion_v2": lambda: 13010,
-            "nvmlDeviceGetCount": lambda: self.count,
-            "nvmlDeviceGetHandleByIndex": self._handle,
-            "nvmlDeviceGetCudaComputeCapability": lambda _: (9, 0),
-            "nvmlDeviceGetPciInfo": lambda i: SimpleNamespace(busId=f"00000000:{i + 1:02X}:00.0"),
-            "nvmlDeviceGetUUID": lambda i: f"GPU-{i}",
-            "nvmlDeviceGetMinorNumber": lambda i: i + 4,
-            "nvmlDeviceGetName": lambda _: "NVIDIA H100 80GB HBM3",
-            "nvmlDeviceGetBrand": lambda _: 14,
-            "nvmlDeviceGetMemoryInfo": lambda _: SimpleNamespace(total=(81559 << 20) + 12345),
-        }
-        return answers[name]
-
-    def _handle(self, index: int) -> int:
-        if index in self.broken:
-            raise NvmlError(self.broken[index])
-        return index
+WELL = CardVitals(0, remap_failed=False, recovery_action=0)
+BUILD = Path(os.environ.get("HAMI_DRA_BUILD_DIR", "build/libvgpu"))
 
 
 def source(nvml: FakeNvml, tmp_path: Path, **changes: Any) -> NvmlSource:
@@ -73,12 +36,12 @@ async def test_a_card_is_described_in_published_units(tmp_path: Path) -> None:
     assert (gpu.architecture, gpu.compute_capability) == ("Hopper", "9.0")
     assert (gpu.driver_version, gpu.cuda_driver_version) == ("580.95.05", "13.1")
     assert (gpu.pcie_root, gpu.numa_node) == (None, None)
-    assert nvml.shutdowns == 1
+    assert (nvml.sessions, nvml.inits) == (0, 1)
 
 
 async def test_a_card_that_fails_is_skipped_with_its_reason(tmp_path: Path) -> None:
     nvml = FakeNvml(3)
-    nvml.broken[1] = "GPU is lost"
+    nvml.cards[1].answers["GetHandleByIndex"] = NvmlError(GPU_IS_LOST, "GPU is lost")
 
     found = await source(nvml, tmp_path).discover()
 
@@ -90,7 +53,7 @@ async def test_an_nvml_that_does_not_initialise_may_later(tmp_path: Path) -> Non
     nvml = FakeNvml(1)
 
     def fail() -> None:
-        raise NvmlError("Driver Not Loaded")
+        raise NvmlError(9, "Driver Not Loaded")
 
     nvml.init = fail
     cards = source(nvml, tmp_path)
@@ -116,6 +79,122 @@ async def test_an_nvml_that_hangs_costs_one_thread_and_no_more(tmp_path: Path) -
         await cards.discover()
     assert sum(thread.name == "nvml" for thread in threading.enumerate()) == 1
     release.set()
+
+
+async def test_a_card_that_hangs_costs_the_others_nothing(tmp_path: Path) -> None:
+    nvml = FakeNvml(3)
+    nvml.cards[1].hangs = True
+    cards = source(nvml, tmp_path, card_timeout_seconds=0.05)
+    with nvml.hanging():
+        for reason in ("no answer within 0.05 s", "an earlier question to it has not been"):
+            found = await cards.discover()
+            assert [gpu.index for gpu in found.gpus] == [0, 2]
+            assert [(gpu.index, gpu.reason[: len(reason)]) for gpu in found.skipped] == [
+                (1, reason)
+            ]
+        assert sum(thread.name == "nvml-card-1" for thread in threading.enumerate()) == 1
+        nvml.cards[1].hangs = False
+    (thread,) = (each for each in threading.enumerate() if each.name == "nvml-card-1")
+    thread.join(5)
+    found = await cards.discover()
+    assert [gpu.index for gpu in found.gpus] == [0, 1, 2]
+    assert nvml.sessions == 0
+
+
+async def test_what_a_card_cannot_have_is_no_reason_to_skip_it(tmp_path: Path) -> None:
+    nvml = FakeNvml(1)
+    for question in ("GetMemoryInfo", "GetPciInfo", "GetBrand"):
+        nvml.cards[0].answers[question] = NvmlError(NOT_SUPPORTED)
+    for question in ("GetTotalEccErrors", "GetRemappedRows", "GetFieldValues"):
+        nvml.cards[0].answers[question] = NvmlError(999)
+
+    found = await source(nvml, tmp_path).discover()
+
+    (gpu,) = found.gpus
+    assert (gpu.memory_mib, gpu.pci_bus_id, gpu.brand) == (0, "", "Unknown")
+    assert (gpu.pcie_root, gpu.numa_node) == (None, None)
+    assert found.vitals == {"GPU-0": CardVitals()}
+    attributes = describe_device(gpu, split_count=10)["attributes"]
+    assert not [name for name in attributes if "pci" in name.lower()]
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "reason"),
+    [
+        ("GetMemoryInfo", NvmlError(999, "Unknown Error"), "Unknown Error"),
+        ("GetUUID", "", "it has no UUID"),
+        ("GetUUID", "GPU-0", "has the UUID GPU-0 of card 0"),
+        ("GetPciInfo", object(), "'object' object has no attribute 'busId'"),
+        ("GetMinorNumber", NvmlError(NOT_SUPPORTED, "Not Supported"), "Not Supported"),
+        ("GetMinorNumber", KeyError(), "KeyError"),
+    ],
+)
+async def test_a_card_with_odd_answers_is_skipped_alone(
+    tmp_path: Path, question: str, answer: object, reason: str
+) -> None:
+    nvml = FakeNvml(2)
+    nvml.cards[1].answers[question] = answer
+
+    found = await source(nvml, tmp_path).discover()
+
+    assert [gpu.uuid for gpu in found.gpus] == ["GPU-0"]
+    assert [gpu.reason for gpu in found.skipped] == [reason]
+
+
+async def test_cards_are_asked_for_their_health(tmp_path: Path) -> None:
+    nvml = FakeNvml(2)
+    answers = nvml.cards[1].answers
+    answers["GetTotalEccErrors"] = 7
+    answers["GetRemappedRows"] = (0, 1, 1, 1)
+    answers["GetFieldValues"][0].value.uiVal = 2
+
+    found = await source(nvml, tmp_path).discover()
+
+    assert found.vitals == {
+        "GPU-0": WELL,
+        "GPU-1": CardVitals(7, remap_failed=True, recovery_action=2),
+    }
+
+
+async def test_each_look_finds_the_cards_anew_when_nobody_else_holds_nvml(tmp_path: Path) -> None:
+    nvml = FakeNvml(2)
+    cards = source(nvml, tmp_path)
+    assert len((await cards.discover()).gpus) == 2
+    removed = nvml.cards.pop()
+    assert len((await cards.discover()).gpus) == 1
+    nvml.cards.append(removed)
+    assert len((await cards.discover()).gpus) == 2
+
+
+async def test_a_driver_of_another_version_needs_a_new_process(tmp_path: Path) -> None:
+    library = tmp_path / "usr/lib64/libnvidia-ml.so.1"
+    library.parent.mkdir(parents=True)
+    shutil.copyfile(BUILD / "sim/libnvidia-ml.so.1", library)
+    nvml = FakeNvml(1)
+    cards = NvmlSource(tmp_path, nvml=nvml)
+    assert len((await cards.discover()).gpus) == 1
+
+    def fail() -> None:
+        raise NvmlError(MISMATCH, "Driver/library version mismatch")
+
+    nvml.init = fail
+    with pytest.raises(RetryError, match="version mismatch"):
+        await cards.discover()
+    replaced = library.with_name("new")
+    shutil.copyfile(library, replaced)
+    replaced.rename(library)
+    with pytest.raises(FatalError, match="was replaced by another version"):
+        await cards.discover()
+
+
+def test_the_kernel_shows_what_the_driver_holds(tmp_path: Path) -> None:
+    assert find_bound_devices(tmp_path) == frozenset()
+    driver = tmp_path / "bus/pci/drivers/nvidia"
+    (driver / "module").mkdir(parents=True)
+    for name in ("0000:3b:00.0", "0000:86:00.0"):
+        (driver / name).symlink_to("..")
+    (driver / "bind").write_text("")
+    assert find_bound_devices(tmp_path) == {"0000:3b:00.0", "0000:86:00.0"}
 
 
 async def test_a_driver_root_without_nvml_is_named(tmp_path: Path) -> None:

@@ -3,8 +3,12 @@
 import asyncio
 from typing import Any
 
+import pytest
+
+from hami_dra.contract.errors import FatalError
+from hami_dra.contract.healthconfig import HealthConfig
 from hami_dra.contract.names import ANNOTATION_DEVICE_CORDON, TAINT_LOST
-from hami_dra.gpu.source import SkippedGpu
+from hami_dra.gpu.source import Discovery, SkippedGpu
 from hami_dra.kube.objects import NODES
 from hami_dra.kubeletplugin.slices import Pool, plan_slices
 from hami_dra.node.cordon import CordonWatch
@@ -12,7 +16,8 @@ from hami_dra.node.inventory import Inventory
 from hami_dra.node.offer import Offer
 from hami_dra.policy.cardrules import CardRules
 from hami_dra.policy.devices import describe_devices, name_device
-from hami_dra.policy.taints import CORDONED, LOST, read_cordon
+from hami_dra.policy.health import CardVitals, find_lost
+from hami_dra.policy.taints import CORDONED, read_cordon
 from hami_dra.testing.fakecluster import FakeCluster
 from hami_dra.testing.fakegpus import FakeGpus, make_gpu
 
@@ -46,6 +51,77 @@ async def test_a_card_is_lost_when_it_is_missing_twice_and_found_at_once() -> No
     assert await inventory.look()
     assert told[2:] == [(both, [])]
     assert len(inventory.gpus()) == 2
+
+
+async def test_nvml_looks_anew_when_the_driver_holds_other_cards_or_misses_some() -> None:
+    gpus = FakeGpus(FIRST)
+    gpus.bound = frozenset({FIRST.pci_bus_id})
+    reopened: list[None] = []
+    inventory = Inventory(
+        gpus,
+        interval_seconds=60.0,
+        on_change=lambda *_: None,
+        on_state=lambda _: None,
+        on_stale=lambda: reopened.append(None),
+    )
+    assert await inventory.look()
+    assert await inventory.look()
+    assert reopened == []
+    gpus.bound = frozenset({FIRST.pci_bus_id, SECOND.pci_bus_id})
+    assert await inventory.look()
+    assert len(reopened) == 1
+    gpus.gpus = (FIRST, SECOND)
+    assert await inventory.look()
+    assert len(reopened) == 1
+    gpus.gpus = (FIRST,)
+    assert not await inventory.look()
+    assert len(reopened) == 2
+
+
+async def test_a_card_that_is_not_well_is_looked_at_again_soon() -> None:
+    gpus = FakeGpus(FIRST)
+    looks: list[int] = []
+    inventory = Inventory(
+        gpus,
+        interval_seconds=60.0,
+        on_change=lambda *_: None,
+        on_state=lambda _: None,
+        on_look=lambda vitals, _: looks.append(len(vitals)),
+    )
+    gpus.vitals = {FIRST.uuid: CardVitals(recovery_action=1)}
+    assert not await inventory.look()
+    gpus.vitals = {FIRST.uuid: CardVitals(0, remap_failed=False, recovery_action=0)}
+    assert await inventory.look()
+    assert looks == [1, 1]
+
+
+async def test_a_refresh_looks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hami_dra.node.inventory._SETTLE_SECONDS", 0.0)
+    looked = asyncio.Event()
+    inventory = Inventory(
+        FakeGpus(FIRST),
+        interval_seconds=3600.0,
+        on_change=lambda *_: None,
+        on_state=lambda _: None,
+        on_look=lambda *_: looked.set(),
+    )
+    task = asyncio.create_task(inventory.run())
+    async with asyncio.timeout(5):
+        await looked.wait()
+        looked.clear()
+        inventory.refresh()
+        await looked.wait()
+    task.cancel()
+
+
+async def test_a_fault_of_the_driver_that_a_new_process_heals_is_not_swallowed() -> None:
+    class Replaced(FakeGpus):
+        async def discover(self) -> Discovery:
+            raise FatalError("the driver was replaced")
+
+    inventory, _ = watch(Replaced())
+    with pytest.raises(FatalError):
+        await inventory.look()
 
 
 async def test_without_a_driver_all_cards_are_lost() -> None:
@@ -83,11 +159,11 @@ def test_causes_add_up_on_a_card_and_end_alone() -> None:
     assert published == []
     offer.set_cards((FIRST, SECOND), ())
     assert _taints(published[-1]) == {SECOND.uuid: [ANNOTATION_DEVICE_CORDON]}
-    offer.set_cards((FIRST, SECOND), {SECOND.uuid})
+    offer.set_faults({SECOND.uuid: (find_lost(HealthConfig()),)})
     assert _taints(published[-1]) == {SECOND.uuid: [TAINT_LOST, ANNOTATION_DEVICE_CORDON]}
     offer.set_cordoned(())
     assert _taints(published[-1]) == {SECOND.uuid: [TAINT_LOST]}
-    offer.set_cards((FIRST, SECOND), ())
+    offer.set_faults({})
     assert published[-1] == describe_devices((FIRST, SECOND), split_count=10)
 
 
@@ -142,4 +218,3 @@ def test_a_taint_keeps_its_time_and_is_no_difference_for_it() -> None:
     assert "timeAdded" not in second[0]
     (other,) = plan_slices([stored], page(count=2), pool, generation=1).replaces
     assert "taints" not in other["spec"]["devices"][0]
-    assert LOST != CORDONED

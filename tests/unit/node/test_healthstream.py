@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from hami_dra.contract.healthconfig import HealthConfig
 from hami_dra.kubeletplugin.socket import open_server
 from hami_dra.node.healthstream import HealthStream
 from hami_dra.policy.devices import name_device
+from hami_dra.policy.health import find_lost
 from hami_dra.service.clock import ManualClock
 from hami_dra.testing.fakegpus import make_gpu
 from hami_dra.testing.fakekubelet import FakeKubelet
 
+LOST = find_lost(HealthConfig())
 CARDS = (make_gpu(0), make_gpu(1))
 FIRST, SECOND = (name_device(gpu.uuid) for gpu in CARDS)
 
@@ -34,12 +37,12 @@ async def serving(base: Path) -> AsyncIterator[tuple[HealthStream, str]]:
 @pytest.mark.parametrize("version", ["v1", "v1alpha1"])
 async def test_every_change_is_told_at_once(base: Path, version: str) -> None:
     async with serving(base) as (stream, socket), asyncio.timeout(5):
-        stream.set_cards(CARDS, ())
+        stream.set_cards(CARDS)
         async with FakeKubelet(base).watch_health(socket, version=version) as reports:
             assert await anext(reports) == {FIRST: "HEALTHY", SECOND: "HEALTHY"}
-            stream.set_cards(CARDS, {CARDS[1].uuid})
+            stream.set_faults({CARDS[1].uuid: (LOST,)})
             assert await anext(reports) == {FIRST: "HEALTHY", SECOND: "UNHEALTHY"}
-            stream.set_cards(CARDS, ())
+            stream.set_faults({})
             assert await anext(reports) == {FIRST: "HEALTHY", SECOND: "HEALTHY"}
 
 
@@ -48,7 +51,7 @@ async def test_the_same_is_told_again_before_the_kubelet_forgets(
 ) -> None:
     monkeypatch.setattr("hami_dra.node.healthstream._RESEND_SECONDS", 0.01)
     async with serving(base) as (stream, socket), asyncio.timeout(5):
-        stream.set_cards(CARDS[:1], ())
+        stream.set_cards(CARDS[:1])
         async with FakeKubelet(base).watch_health(socket) as reports:
             for _ in range(3):
                 assert await anext(reports) == {FIRST: "HEALTHY"}

@@ -158,3 +158,16 @@ def check_policy(capacity: dict[str, Any]) -> None:
     assert (high - low) % step == 0
     assert (default - low) % step == 0
     assert low + step <= value
+
+
+@given(text=st.text(max_size=100) | st.from_regex(r"[0-9]{1,40}(\.[0-9]{1,40}){0,4}"))
+def test_whatever_a_driver_calls_itself_is_published_as_the_api_takes_it(text: str) -> None:
+    gpu = replace(make_gpu(0), driver_version=text, product_name=text, brand=text, pci_bus_id="")
+    attributes = describe_device(gpu, split_count=10)["attributes"]
+    for attribute in attributes.values():
+        if "string" in attribute:
+            assert len(attribute["string"].encode()) <= 64
+        if "version" in attribute:
+            parts = attribute["version"].split(".")
+            assert len(parts) == 3
+            assert all(str(int(part)) == part and int(part) < 2**63 for part in parts)

@@ -1,0 +1,106 @@
+"""The rooms that know the node's cards, wired to each other: what one finds, the others follow.
+
+Looks, events and the configuration come in; the offer to the scheduler and the health stream to
+the kubelet go out.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from hami_dra.contract.nodeconfig import NodeConfig
+from hami_dra.gpu.source import EventSource, GpuSource
+from hami_dra.node.configfile import ConfigFile
+from hami_dra.node.health import CardHealth, Faults
+from hami_dra.node.healthstream import HealthStream
+from hami_dra.node.inventory import Inventory
+from hami_dra.node.offer import Offer
+from hami_dra.node.settings import NodeSettings
+from hami_dra.policy.cardrules import CardRules, resolve_rules
+from hami_dra.policy.devices import GpuFacts
+from hami_dra.policy.health import CardEvent
+from hami_dra.service.clock import Clock
+from hami_dra.service.supervise import Supervisor
+
+Object = dict[str, Any]
+
+
+class Cards:
+    """Everything about cards but what claims do with them.
+
+    Attributes:
+        offer: What the scheduler is offered.
+        health: What is wrong with cards.
+        inventory: Which cards there are.
+
+    Args:
+        settings: The node's.
+        config_file: Read already.
+        config: What was in it.
+        source: Finds the cards.
+        events: Hears of their errors; ``None``: nobody does.
+        stream: Tells the kubelet.
+        clock: Time.
+        publish: Takes the devices for the scheduler.
+        on_cards: Called after the list of cards has changed.
+        on_state: See `Inventory`.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: NodeSettings,
+        config_file: ConfigFile,
+        config: NodeConfig,
+        source: GpuSource,
+        events: EventSource | None,
+        stream: HealthStream,
+        clock: Clock,
+        publish: Callable[[list[Object]], None],
+        on_cards: Callable[[], None],
+        on_state: Callable[[str | None], None],
+    ) -> None:
+        self._settings = settings
+        self._config_file = config_file
+        self._events = events
+        self._stream = stream
+        self._on_cards = on_cards
+        self.offer = Offer(publish, rules=self._resolve(config))
+        self.health = CardHealth(config=config.health, clock=clock, on_change=self._mark)
+        self.inventory = Inventory(
+            source,
+            interval_seconds=settings.rediscover_seconds,
+            on_change=self._announce,
+            on_state=on_state,
+            on_look=self.health.note_look,
+            on_stale=events.reopen if events else lambda: None,
+        )
+
+    def spawn(self, supervisor: Supervisor) -> None:
+        """Start the tasks."""
+        supervisor.spawn("inventory", self.inventory.run())
+        supervisor.spawn("health", self.health.run())
+        supervisor.spawn("config", self._config_file.follow(self._configure))
+        if self._events:
+            events = self._events.run(self._note_event, self.health.set_watch)
+            supervisor.spawn("events", events)
+
+    def _resolve(self, config: NodeConfig) -> CardRules:
+        settings = self._settings
+        return resolve_rules(config, node_name=settings.node_name, split_count=settings.split_count)
+
+    def _configure(self, config: NodeConfig) -> None:
+        self.offer.set_rules(self._resolve(config))
+        self.health.set_config(config.health)
+
+    def _announce(self, gpus: tuple[GpuFacts, ...], lost: frozenset[str]) -> None:
+        self.offer.set_cards(gpus, lost)
+        self._stream.set_cards(gpus)
+        self._on_cards()
+
+    def _mark(self, faults: Faults) -> None:
+        self.offer.set_faults(faults)
+        self._stream.set_faults(faults)
+
+    def _note_event(self, event: CardEvent) -> None:
+        self.health.note_event(event)
+        self.inventory.refresh()
