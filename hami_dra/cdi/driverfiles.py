@@ -1,175 +1,202 @@
 """Our own rendering of the driver: what a container needs to use a card without a vendor runtime.
 
-Libraries are mounted file by file, under their versioned name and under every name that the
-driver's root links to it (SONAME, development link), into both ``/usr/lib/<triplet>`` and
-``/usr/lib64``. glibc searches one of the two when its cache does not know a library: Debian's and
-Ubuntu's build the first, Fedora's and its kin the second; neither needs ldconfig to run in the
-container. LD_LIBRARY_PATH is not used: pods set it themselves, and then ours is gone. What this
-does not cover is graphics (GL, EGL, Vulkan): those want configuration files and many more
-libraries, and the toolkit's own CDI specification, which is preferred when it is there.
+The groups are those of the toolkit's CDI specification: libraries of all uses, tools, sockets of
+the driver's daemons, GSP firmware, and the configuration by which GL, EGL and Vulkan find the
+libraries. There is no hook, so what a hook would do is done by names (see `libraries`) or is not
+done: docs/decisions/0019 has the list.
 """
 
 import os
-import platform
+import re
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hami_dra.cdi.spec import DeviceNode, Edits, Mount
-from hami_dra.contract.driverroot import CUDA_SONAME, NVML_SONAME, library_directories
-from hami_dra.contract.errors import RetryError
-
-_LIBRARIES: Final = (
-    "libcuda",
-    "libcudadebugger",
-    "libnvcuvid",
-    "libnvidia-allocator",
-    "libnvidia-cfg",
-    "libnvidia-encode",
-    "libnvidia-gpucomp",
-    "libnvidia-ml",
-    "libnvidia-nvvm",
-    "libnvidia-nvvm70",
-    "libnvidia-opencl",
-    "libnvidia-opticalflow",
-    "libnvidia-pkcs11",
-    "libnvidia-pkcs11-openssl3",
-    "libnvidia-ptxjitcompiler",
-    "libnvidia-sandboxutils",
-    "libnvidia-tileiras",
+from hami_dra.cdi.driverroot import DriverRoot, LinkError
+from hami_dra.cdi.elf import LOADERS, read_elf
+from hami_dra.cdi.libraries import Findings, container_directories, find_libraries, list_names
+from hami_dra.cdi.nodes import find_card_edits, find_control_nodes
+from hami_dra.cdi.spec import Edits, Mount
+from hami_dra.contract.driverroot import (
+    BINARY_DIRECTORIES,
+    CONFIG_DIRECTORIES,
+    FIRMWARE_DIRECTORIES,
+    library_directories,
 )
-"""Compute, video and management; what each driver version has of them."""
-_BINARIES: Final = ("usr/bin/nvidia-smi",)
-_COMMON_NODES: Final = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset")
-_LONGEST_LINK_CHAIN: Final = 16
+
+__all__ = ["DriverFiles", "DriverRoot", "find_card_edits", "find_driver_files"]
+
+_BINARIES: Final = (
+    "nvidia-smi",
+    "nvidia-debugdump",
+    "nvidia-persistenced",
+    "nvidia-cuda-mps-control",
+    "nvidia-cuda-mps-server",
+    "nvidia-imex",
+    "nvidia-imex-ctl",
+)
+_SOCKETS: Final = ("nvidia-persistenced/socket", "nvidia-fabricmanager/socket")
+_SOCKET_DIRECTORIES: Final = ("run", "var/run")
+_CONFIGS: Final = (
+    ("glvnd/egl_vendor.d", re.compile(r"\d+_nvidia\.json")),
+    ("egl/egl_external_platform.d", re.compile(r"\d+_nvidia_[a-z0-9]+\.json")),
+    ("nvidia", re.compile(r"nvoptix\.bin")),
+    ("OpenCL/vendors", re.compile(r"nvidia\.icd")),
+    ("X11/xorg.conf.d", re.compile(r"10-nvidia\.conf|nvidia-drm-outputclass\.conf")),
+    ("vulkan/icd.d", re.compile(r"nvidia_(icd(\.x86_64|\.aarch64)?|layers)\.json")),
+    ("vulkan/implicit_layer.d", re.compile(r"nvidia_layers\.json")),
+)
+"""Folder and names; Vulkan's go to /etc/vulkan wherever they were found, as with the toolkit."""
+_STANDARD_CONFIGS: Final = ("etc", "usr/local/share", "usr/share")
+_FIRMWARE: Final = re.compile(r"gsp[a-z0-9_]*\.bin")
+_XORG_PLACES: Final = (
+    *("nvidia/xorg", "xorg/modules/drivers", "xorg/modules/extensions"),
+    *("xorg/modules/updates/drivers", "xorg/modules/updates/extensions"),
+)
+_TRITON: Final = ("TRITON_LIBCUDA_PATH", container_directories()[1])
+"""Triton, PyTorch's compiler, asks the image's ld.so.cache where libcuda is, and gives up when it
+does not know. Only a hook could change the cache; Triton reads this variable first."""
 
 
 @dataclass(frozen=True, slots=True)
-class DriverRoot:
-    """A driver's directory, as this process sees it and as the container runtime sees it.
+class DriverFiles:
+    """What all cards of a driver have in common.
 
-    They differ where this process runs in a container with the host mounted somewhere.
+    Attributes:
+        edits: For every container with a card.
+        problems: What was left out and why, for a person.
+        directories: Where it was looked: a change in one of them may change the answer.
     """
 
-    local: Path
-    host: Path
-
-    def to_host(self, path: Path) -> str:
-        """Return the host's path of something below the root."""
-        return str(self.host / path.relative_to(self.local))
-
-    def to_local(self, host_path: str) -> Path | None:
-        """Return where this process sees a path of the host; ``None`` if it does not."""
-        path = Path(host_path)
-        if not path.is_relative_to(self.host):
-            return None
-        return self.local / path.relative_to(self.host)
+    edits: Edits
+    problems: tuple[str, ...] = ()
+    directories: tuple[Path, ...] = ()
 
 
-def find_common_edits(root: DriverRoot, driver_version: str) -> Edits:
-    """Return what every card needs: libraries, tools and the driver's control nodes.
+def find_driver_files(root: DriverRoot, driver_version: str) -> DriverFiles:
+    """Return the libraries, tools, sockets, firmware and control nodes of a driver. Blocking.
 
     Raises:
-        RetryError: libcuda or NVML of that driver version is not there.
+        RetryError: libcuda, NVML or a control node of that driver version is not there.
     """
-    mounts = find_libraries(root, driver_version) + find_binaries(root)
-    nodes = [
-        node for name in _COMMON_NODES if (node := _find_node(root, f"dev/{name}")) is not None
-    ]
-    return Edits(mounts=tuple(mounts), nodes=tuple(nodes))
-
-
-def find_card_edits(root: DriverRoot, minor: int) -> Edits:
-    """Return what one card needs: its device node.
-
-    Raises:
-        RetryError: There is no such character device.
-    """
-    node = _find_node(root, f"dev/nvidia{minor}")
-    if node is None:
-        raise RetryError(
-            f"{root.local}/dev/nvidia{minor} is not a character device; is the NVIDIA kernel "
-            "module loaded (nvidia-modprobe creates the node)?"
-        )
-    return Edits(nodes=(node,))
-
-
-def find_libraries(root: DriverRoot, driver_version: str) -> list[Mount]:
-    """Return the mounts of the driver's libraries, in a stable order.
-
-    Raises:
-        RetryError: libcuda or NVML of that driver version is not there.
-    """
-    machine = platform.machine()
-    targets = (f"/usr/lib/{machine}-linux-gnu", "/usr/lib64")
-    for part in library_directories(machine):
-        names = _list_libraries(root.local, root.local / part, driver_version)
-        if CUDA_SONAME in names and NVML_SONAME in names:
-            return [
-                Mount(root.to_host(path), f"{target}/{name}")
-                for target in targets
-                for name, path in sorted(names.items())
-            ]
-    raise RetryError(
-        f"no directory below {root.local} has {CUDA_SONAME} and {NVML_SONAME} of driver "
-        f"{driver_version}; set --driver-root to where the driver is installed"
+    findings = find_libraries(root, driver_version)
+    search = _Search(root, findings)
+    search.find_binaries()
+    search.find_sockets()
+    search.find_firmware(driver_version)
+    search.find_configs()
+    search.find_xorg(driver_version)
+    return DriverFiles(
+        edits=Edits(
+            mounts=tuple(findings.mounts),
+            nodes=find_control_nodes(root),
+            environment=(_TRITON,),
+        ),
+        problems=tuple(dict.fromkeys(findings.problems)),
+        directories=tuple(dict.fromkeys(findings.directories)),
     )
 
 
-def find_binaries(root: DriverRoot) -> list[Mount]:
-    """Return the mounts of the driver's tools that exist."""
-    found = (root.local / part for part in _BINARIES)
-    return [Mount(root.to_host(p), f"/{p.relative_to(root.local)}") for p in found if p.is_file()]
+class _Search:
+    """Adds to findings; what exists and cannot be used is said, what does not exist is not."""
 
+    def __init__(self, root: DriverRoot, findings: Findings) -> None:
+        self._root = root
+        self._findings = findings
 
-def _list_libraries(root: Path, directory: Path, driver_version: str) -> dict[str, Path]:
-    """Return names in the directory and the real file behind each."""
-    names: dict[str, Path] = {}
-    try:
-        entries = sorted(directory.iterdir())
-    except OSError:
-        return names
-    for entry in entries:
-        stem, separator, suffix = entry.name.partition(".so")
-        if stem not in _LIBRARIES or not separator or (suffix and not suffix.startswith(".")):
-            continue
-        real = _resolve_below(root, entry)
-        if real is None or _is_other_version(real.name, driver_version):
-            continue
-        names[entry.name] = real
-        names[real.name] = real
-    return names
+    def find_binaries(self) -> None:
+        for name in _BINARIES:
+            for real in self._look_up(BINARY_DIRECTORIES, name):
+                facts = read_elf(real)
+                if facts is None or facts.interpreter not in {None, *LOADERS}:
+                    loader = facts.interpreter if facts else "no ELF file"
+                    self._findings.problems.append(
+                        f"{real} is left out: it needs a loader that images do not have ({loader})"
+                    )
+                    continue
+                self._add(real, f"/usr/bin/{name}")
+                break
 
+    def find_sockets(self) -> None:
+        for name in _SOCKETS:
+            for real in self._look_up(_SOCKET_DIRECTORIES, name):
+                if stat.S_ISSOCK(real.stat().st_mode):
+                    self._add(real, f"/run/{name}", executable=False)
+                    break
 
-def _is_other_version(name: str, driver_version: str) -> bool:
-    """Whether a file is of another driver: ``.so.570.1`` of an update half done."""
-    suffix = name.partition(".so.")[2]
-    return "." in suffix and suffix != driver_version
+    def find_firmware(self, driver_version: str) -> None:
+        release = os.uname().release
+        parts = [f"{part}{below}" for part in FIRMWARE_DIRECTORIES for below in (f"/{release}", "")]
+        for part in parts:
+            names = self._list(f"{part}/nvidia/{driver_version}", _FIRMWARE)
+            for name, real in names:
+                self._add(real, f"/lib/firmware/nvidia/{driver_version}/{name}")
+            if names:
+                return
 
+    def find_configs(self) -> None:
+        taken: set[str] = set()
+        for part in CONFIG_DIRECTORIES:
+            for folder, pattern in _CONFIGS:
+                standard = f"/{part}" if part in _STANDARD_CONFIGS else "/usr/share"
+                place = "/etc" if folder.startswith("vulkan/") else standard
+                for name, real in self._list(f"{part}/{folder}" if part else folder, pattern):
+                    if f"{folder}/{name}" not in taken:
+                        taken.add(f"{folder}/{name}")
+                        self._add(real, f"{place}/{folder}/{name}")
 
-def _resolve_below(root: Path, path: Path) -> Path | None:
-    """Follow links as a process whose root is ``root`` would; ``None`` for a dead link."""
-    for _ in range(_LONGEST_LINK_CHAIN):
-        if not path.is_symlink():
-            return path if path.is_file() else None
-        target = path.readlink()
-        path = root / target.relative_to("/") if target.is_absolute() else path.parent / target
-        path = Path(os.path.normpath(path))
-    return None
+    def find_xorg(self, driver_version: str) -> None:
+        glx = f"libglxserver_nvidia.so.{driver_version}"
+        wanted = re.compile(rf"nvidia_drv\.so|{re.escape(glx)}")
+        taken: set[str] = set()
+        for library_directory in library_directories(os.uname().machine):
+            for part in (f"{library_directory}/{place}" for place in _XORG_PLACES):
+                for name, real in self._list(part, wanted):
+                    if name not in taken:
+                        taken.add(name)
+                        self._add(real, f"/{part}/{name}")
+                        if name == glx:
+                            self._add(real, f"/{part}/libglxserver_nvidia.so")
 
+    def _look_up(self, directories: Iterable[str], name: str) -> Iterable[Path]:
+        """Yield the real files of a name, directory by directory."""
+        for part in directories:
+            try:
+                directory = self._root.resolve(Path(part, name).parent)
+            except LinkError:
+                continue
+            self._findings.directories.append(directory)
+            path = directory / Path(name).name
+            if not os.path.lexists(path):
+                continue
+            try:
+                yield self._root.resolve(path)
+            except LinkError as error:
+                self._findings.problems.append(str(error))
 
-def _find_node(root: DriverRoot, part: str) -> DeviceNode | None:
-    path = root.local / part
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    if not stat.S_ISCHR(status.st_mode):
-        return None
-    return DeviceNode(
-        host_path=root.to_host(path),
-        container_path=f"/{part}",
-        major=os.major(status.st_rdev),
-        minor=os.minor(status.st_rdev),
-    )
+    def _list(self, part: str, pattern: re.Pattern[str]) -> list[tuple[str, Path]]:
+        """Return names of a directory and the real file behind each."""
+        try:
+            directory = self._root.resolve(part)
+        except LinkError:
+            return []
+        names = list_names(directory)
+        if names is None:
+            return []
+        self._findings.directories.append(directory)
+        found = []
+        for name in (name for name in names if pattern.fullmatch(name)):
+            try:
+                found.append((name, self._root.resolve(directory / name)))
+            except LinkError as error:
+                self._findings.problems.append(str(error))
+        return found
+
+    def _add(self, real: Path, container_path: str, *, executable: bool = True) -> None:
+        host_path = self._root.to_host(real)
+        if not host_path.isprintable():
+            self._findings.problems.append(f"{real!r} is left out: its name is not plain text")
+            return
+        self._findings.mounts.append(Mount(host_path, container_path, executable=executable))

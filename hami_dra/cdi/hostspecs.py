@@ -1,13 +1,30 @@
 """CDI specifications that others wrote, above all ``nvidia-ctk cdi generate``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import msgspec
-import yaml
+from hami_dra.cdi.specfile import DeviceNode, SpecFile, read_spec
 
 _SUFFIXES: Final = (".json", ".yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class HostDevice:
+    """A device that the runtime can resolve.
+
+    Attributes:
+        id: ``vendor/class=name``.
+        file: Which defines it.
+        paths: Every path of the host that its edits and its file's refer to.
+        nodes: Device nodes of its own, without those of the whole file.
+    """
+
+    id: str
+    file: Path
+    paths: tuple[str, ...]
+    nodes: tuple[DeviceNode, ...]
 
 
 class HostSpecs:
@@ -23,65 +40,79 @@ class HostSpecs:
     def __init__(self, directories: Sequence[Path], *, ignored_prefix: str) -> None:
         self._directories = tuple(dict.fromkeys(directories))
         self._ignored_prefix = ignored_prefix
-        self._parsed: dict[Path, tuple[tuple[int, int, int], dict[str, Any]]] = {}
+        self._parsed: dict[Path, tuple[tuple[int, int, int], SpecFile | str]] = {}
+        self.problems: tuple[str, ...] = ()
+        """Of the last look: files and devices that the runtime refuses, and why."""
 
-    def find_paths(self, kind: str, device: str) -> list[str] | None:
-        """Return the host paths that a device's edits refer to; ``None`` if nobody defines it."""
-        for directory in reversed(self._directories):
-            for spec in self._load(directory):
-                found = _find_device(spec, kind, device)
-                if found is not None:
-                    return [path for edits in found for path in _list_paths(edits)]
+    def find_device(self, kind: str, names: Iterable[str]) -> HostDevice | None:
+        """Return the first of the names that is defined, as the runtime would resolve it.
+
+        Of directories the later wins. A name that two files of one directory define is nobody's
+        (cdi.Cache of the Go library removes both, whatever another directory has).
+        """
+        defined: dict[str, HostDevice] = {}
+        conflicts: set[str] = set()
+        problems: list[str] = []
+        for directory in self._directories:
+            here: dict[str, HostDevice] = {}
+            for path, spec in self._load(directory, problems):
+                for device in _list_devices(path, spec, kind):
+                    if device.id in here:
+                        conflicts.add(device.id)
+                        problems.append(
+                            f"{device.id} is defined by both {here[device.id].file} and {path}; "
+                            "the runtime resolves neither: remove one of the files"
+                        )
+                    here[device.id] = device
+            defined |= here
+        self.problems = tuple(problems)
+        for name in names:
+            found = defined.get(f"{kind}={name}")
+            if found is not None and found.id not in conflicts:
+                return found
         return None
 
-    def _load(self, directory: Path) -> list[dict[str, Any]]:
+    def _load(self, directory: Path, problems: list[str]) -> Iterable[tuple[Path, SpecFile]]:
         try:
             paths = sorted(p for p in directory.iterdir() if p.suffix in _SUFFIXES)
         except OSError:
-            return []
-        return [
-            spec
-            for path in paths
-            if not path.name.startswith(self._ignored_prefix)
-            for spec in (self._parse(path),)
-            if spec is not None
-        ]
+            return
+        for path in paths:
+            if path.name.startswith(self._ignored_prefix):
+                continue
+            parsed = self._parse(path)
+            if isinstance(parsed, str):
+                problems.append(parsed)
+            else:
+                yield path, parsed
 
-    def _parse(self, path: Path) -> dict[str, Any] | None:
+    def _parse(self, path: Path) -> SpecFile | str:
+        """Return a file's content, or why a runtime refuses it."""
         try:
             status = path.stat()
             version = (status.st_ino, status.st_mtime_ns, status.st_size)
             known = self._parsed.get(path)
             if known is not None and known[0] == version:
                 return known[1]
-            content = path.read_bytes()
-            spec = (
-                msgspec.json.decode(content)
-                if path.suffix == ".json"
-                else yaml.safe_load(content.decode())
-            )
-        except (OSError, UnicodeDecodeError, msgspec.DecodeError, yaml.YAMLError):
-            # Somebody else's broken file is the runtime's business; to us it defines nothing.
-            return None
-        if not isinstance(spec, dict):
-            return None
-        self._parsed[path] = (version, spec)
-        return spec
+        except OSError as error:
+            return f"{path}: {error.strerror or error}"
+        parsed: SpecFile | str
+        try:
+            parsed = read_spec(path)
+        except (OSError, ValueError) as error:
+            parsed = f"{path}: {error}"
+        self._parsed[path] = (version, parsed)
+        return parsed
 
 
-def _find_device(spec: Mapping[str, Any], kind: str, device: str) -> list[Mapping[str, Any]] | None:
-    if spec.get("kind") != kind:
-        return None
-    for entry in spec.get("devices") or ():
-        if isinstance(entry, dict) and entry.get("name") == device:
-            return [entry.get("containerEdits") or {}, spec.get("containerEdits") or {}]
-    return None
-
-
-def _list_paths(edits: Mapping[str, Any]) -> list[str]:
-    paths = [str(mount.get("hostPath", "")) for mount in edits.get("mounts") or ()]
-    paths += [str(hook.get("path", "")) for hook in edits.get("hooks") or ()]
-    paths += [
-        str(node.get("hostPath") or node.get("path", "")) for node in edits.get("deviceNodes") or ()
-    ]
-    return [path for path in paths if path]
+def _list_devices(path: Path, spec: SpecFile, kind: str) -> Iterable[HostDevice]:
+    if spec.kind != kind:
+        return
+    shared = spec.container_edits.paths()
+    for device in spec.devices:
+        yield HostDevice(
+            id=f"{kind}={device.name}",
+            file=path,
+            paths=tuple(dict.fromkeys([*device.container_edits.paths(), *shared])),
+            nodes=tuple(device.container_edits.device_nodes or ()),
+        )

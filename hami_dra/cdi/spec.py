@@ -10,26 +10,37 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 _LIBRARY_OPTIONS: Final = ("ro", "nosuid", "nodev", "rbind", "rprivate")
+_SOCKET_OPTIONS: Final = ("ro", "nosuid", "nodev", "noexec", "rbind", "rprivate")
 _READ_WRITE_OPTIONS: Final = ("rw", "nosuid", "nodev", "noexec", "rbind", "rprivate")
 _FREE_OPTIONS: Final = ("rw", "nosuid", "rbind", "rprivate")
 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A bind mount. Only `private_data` files are mounted without the right to execute."""
+    """A bind mount.
+
+    Attributes:
+        host_path: As the container runtime sees it.
+        container_path: Where it appears.
+        read_only: A socket on it can be connected to nonetheless.
+        private_data: Writable, and nothing on it can be executed.
+        executable: Of read-only mounts; false for sockets.
+    """
 
     host_path: str
     container_path: str
     read_only: bool = True
     private_data: bool = False
+    executable: bool = True
 
     def render(self) -> dict[str, Any]:
         """Return the mount as CDI writes it."""
         writable = _READ_WRITE_OPTIONS if self.private_data else _FREE_OPTIONS
+        readable = _LIBRARY_OPTIONS if self.executable else _SOCKET_OPTIONS
         return {
             "hostPath": self.host_path,
             "containerPath": self.container_path,
-            "options": list(_LIBRARY_OPTIONS if self.read_only else writable),
+            "options": list(readable if self.read_only else writable),
         }
 
 

@@ -21,7 +21,7 @@ from typing import Final
 
 import structlog
 
-from hami_dra.cdi.driverfiles import DriverRoot
+from hami_dra.cdi.driverroot import DriverRoot
 from hami_dra.cdi.hostspecs import HostSpecs
 from hami_dra.cdi.store import CdiStore
 from hami_dra.contract.errors import FatalError, HamiDraError
@@ -216,7 +216,11 @@ async def _open_files(
     settings: NodeSettings,
 ) -> AsyncIterator[tuple[ClaimFiles, ThreadPoolExecutor]]:
     """Make everything that touches the disk, and the one thread that does."""
-    root = DriverRoot(settings.driver_root, settings.host_driver_root or settings.driver_root)
+    root = DriverRoot(
+        settings.driver_root,
+        settings.host_driver_root or settings.driver_root,
+        sysfs=settings.sysfs,
+    )
     store = CdiStore(settings.cdi_dir, prefix=FILE_PREFIX)
     specs = HostSpecs((*settings.cdi_search_dirs, settings.cdi_dir), ignored_prefix=FILE_PREFIX)
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="files")

@@ -117,6 +117,10 @@ class Recovery:
             self._on_cdi(str(error))
             return 0
         self._on_cdi(None)
+        try:
+            await self._in_thread(self._files.base.repair)
+        except HamiDraError as error:
+            _log.warning("repair.cards_not_written", error=str(error))
         repaired = 0
         for listed in await self._ledger.records():
             uid = listed.binding.claim_uid

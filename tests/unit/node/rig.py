@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from hami_dra.cdi.driverfiles import DriverRoot
+from hami_dra.cdi.driverroot import DriverRoot
 from hami_dra.cdi.hostspecs import HostSpecs
 from hami_dra.cdi.store import CdiStore
 from hami_dra.contract.names import DRIVER_NAME
@@ -28,6 +28,7 @@ from hami_dra.node.sharedir import ShareDirectories
 from hami_dra.policy.devices import GpuFacts, name_device, offer_whole
 from hami_dra.testing.fakecluster import FakeCluster
 from hami_dra.testing.fakegpus import make_gpu
+from tests.unit.cdi.driverroots import ELF_LIBRARY
 
 NODE = "node-1"
 LIBRARY_DIRECTORY = "usr/lib64"
@@ -38,7 +39,7 @@ def make_driver_root(root: Path, *minors: int, version: str = "580.95.05") -> Pa
     libraries = root / LIBRARY_DIRECTORY
     libraries.mkdir(parents=True)
     for stem in ("libcuda", "libnvidia-ml"):
-        (libraries / f"{stem}.so.{version}").write_bytes(b"\x7fELF")
+        (libraries / f"{stem}.so.{version}").write_bytes(ELF_LIBRARY)
         (libraries / f"{stem}.so.1").symlink_to(f"{stem}.so.{version}")
     (root / "dev").mkdir()
     for name in ("nvidiactl", "nvidia-uvm", *(f"nvidia{minor}" for minor in minors)):

@@ -388,7 +388,10 @@ async def test_a_replaced_claim_is_not_prepared(tmp_path: Path, cluster: FakeClu
 
 @pytest.mark.parametrize(
     ("lost", "word"),
-    [("driver/dev/nvidia0", "dev/nvidia0"), ("driver/usr/lib64/libcuda.so.1", "libcuda.so.1")],
+    [
+        ("driver/dev/nvidia0", "dev/nvidia0"),
+        ("driver/usr/lib64/libcuda.so.580.95.05", "libcuda.so.1"),
+    ],
 )
 async def test_a_missing_driver_file_is_named(
     tmp_path: Path, cluster: FakeCluster, lost: str, word: str
