@@ -41,6 +41,7 @@ class Pin:
 
 
 BENCH = Pin(folder="bench", packages=("./constantpatch", "./postload"))
+CDI = Pin(folder="cdi", packages=("./cdicheck",))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +179,11 @@ def ensure_bench_programs(say: Say | None = None) -> Path:
     They are our own and use the standard library alone.
     """
     return _ensure((BENCH,), say)[BENCH.folder]
+
+
+def ensure_cdi_checker(say: Say | None = None) -> Path:
+    """Build the program that judges CDI files by the Go library; return the program."""
+    return _ensure((CDI,), say)[CDI.folder] / "cdicheck"
 
 
 def _ensure(wanted: Sequence[Pin], say: Say | None) -> dict[str, Path]:
