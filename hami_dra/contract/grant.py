@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hami_dra.contract.claimconfig import CorePolicy
 
 MAGIC = b"VGPUGRNT"
 ABI_MAJOR = 1
-ABI_MINOR = 0
+ABI_MINOR = 1
 MAX_DEVICES = 32
 HEADER_SIZE = 256
 DEVICE_SIZE = 128
 FILE_SIZE = HEADER_SIZE + MAX_DEVICES * DEVICE_SIZE
 CONTROL_DISABLED = 1
+ALONE = 2
 
 HEADER_OFFSETS = {
     "magic": 0,
@@ -37,23 +42,42 @@ DEVICE_OFFSETS = {
     "cores_percent": 56,
     "flags": 60,
     "share_id": 64,
-    "reserved": 104,
+    "core_policy": 104,
+    "priority_plus_one": 108,
+    "ceiling_percent": 112,
+    "burst_ms": 116,
+    "reserved": 120,
 }
 
 _HEADER = struct.Struct("<8sHHIQII64s64s96x")
-_DEVICE = struct.Struct("<48sQII40s24x")
+_DEVICE = struct.Struct("<48sQII40sIIII8x")
 _MAX_UINT64 = 2**64 - 1
+_MAX_UINT32 = 2**32 - 1
+_POLICIES: tuple[CorePolicy, ...] = ("default", "force", "disable")  # the index is the encoding
 
 
 @dataclass(frozen=True, slots=True)
 class GrantDevice:
-    """One card of a grant; a limit of 0 means that it is not limited."""
+    """One card of a grant; a limit of 0 means that it is not limited.
+
+    Attributes:
+        core_policy: When cores_percent holds, as HAMi's GPU_CORE_UTILIZATION_POLICY.
+        priority: HAMi's task priority, 0 first; None = not said.
+        alone: Nobody else uses the card just now, which lifts cores_percent under "default".
+        ceiling_percent: What it is lifted to, also under "force"; 0 = the whole card.
+        burst_ms: How much wall time of an unused share can be saved up; 0 = libvgpu's 10 ms.
+    """
 
     uuid: str
     memory_limit_bytes: int
     cores_percent: int
     share_id: str = ""
     control_disabled: bool = False
+    core_policy: CorePolicy = "default"
+    priority: int | None = None
+    alone: bool = False
+    ceiling_percent: int = 0
+    burst_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +145,21 @@ def encode_grant(grant: Grant) -> bytes:
         where = f"devices[{index}]"
         _check_range(f"{where}.memory_limit_bytes", device.memory_limit_bytes, _MAX_UINT64)
         _check_range(f"{where}.cores_percent", device.cores_percent, 100)
+        _check_range(f"{where}.ceiling_percent", device.ceiling_percent, 100)
+        _check_range(f"{where}.burst_ms", device.burst_ms, _MAX_UINT32)
+        priority = 0 if device.priority is None else device.priority
+        _check_range(f"{where}.priority", priority, _MAX_UINT32 - 1)
         parts.append(
             _DEVICE.pack(
                 _field(f"{where}.uuid", device.uuid, 48),
                 device.memory_limit_bytes,
                 device.cores_percent,
-                CONTROL_DISABLED if device.control_disabled else 0,
+                device.control_disabled * CONTROL_DISABLED | device.alone * ALONE,
                 _field(f"{where}.share_id", device.share_id, 40),
+                _POLICIES.index(device.core_policy),
+                0 if device.priority is None else priority + 1,
+                device.ceiling_percent,
+                device.burst_ms,
             )
         )
     return b"".join(parts).ljust(FILE_SIZE, b"\0")
@@ -158,9 +190,14 @@ def decode_grant(data: bytes) -> Grant:
         raise ValueError(message)
     devices = []
     for index in range(count):
-        uuid, memory, cores, flags, share_id = _DEVICE.unpack_from(
-            data, HEADER_SIZE + index * DEVICE_SIZE
+        uuid, memory, cores, flags, share_id, policy, priority, ceiling, burst = (
+            _DEVICE.unpack_from(data, HEADER_SIZE + index * DEVICE_SIZE)
         )
+        if policy >= len(_POLICIES):
+            message = (
+                f"devices[{index}].core_policy is {policy}, not within 0..{len(_POLICIES) - 1}"
+            )
+            raise ValueError(message)
         devices.append(
             GrantDevice(
                 uuid=_text(f"devices[{index}].uuid", uuid),
@@ -168,6 +205,11 @@ def decode_grant(data: bytes) -> Grant:
                 cores_percent=cores,
                 share_id=_text(f"devices[{index}].share_id", share_id),
                 control_disabled=bool(flags & CONTROL_DISABLED),
+                core_policy=_POLICIES[policy],
+                priority=priority - 1 if priority else None,
+                alone=bool(flags & ALONE),
+                ceiling_percent=ceiling,
+                burst_ms=burst,
             )
         )
     return Grant(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 MAGIC = b"VGPUREGN"
 ABI_MAJOR = 1
-ABI_MINOR = 0
+ABI_MINOR = 1
 MAX_DEVICES = 32
 SLOT_COUNT = 1024
 HEADER_SIZE = 256
@@ -23,6 +23,7 @@ SLOTS_OFFSET = DEVICES_OFFSET + MAX_DEVICES * DEVICE_SIZE
 FILE_SIZE = SLOTS_OFFSET + SLOT_COUNT * SLOT_SIZE
 SLOT_LIVE = 1
 REPAIR_LOCK_OFFSET = 0
+WAIT_BOUNDS_SECONDS = (0.0001, 0.001, 0.01, 0.1, 1.0)
 
 HEADER_OFFSETS = {
     "magic": 0,
@@ -55,13 +56,16 @@ DEVICE_OFFSETS = {
     "trim_permille": 144,
     "gate": 148,
     "busy_ns": 152,
-    "reserved2": 160,
+    "due_ns": 160,
+    "throttled_ns": 168,
+    "limit_permille": 176,
+    "reserved2": 180,
     "alloc_count": 192,
     "free_count": 200,
     "oom_count": 208,
     "driver_oom_count": 216,
     "unhooked_count": 224,
-    "reserved3": 232,
+    "waits": 232,
 }
 SLOT_OFFSETS = {
     "state": 0,
@@ -75,14 +79,22 @@ SLOT_OFFSETS = {
 }
 
 _HEADER = struct.Struct("<8sHHIIIIIIIQQ64xII")
-_DEVICE = struct.Struct("<48sQ8xQQQ40xqQIIQ32xQQQQQ24x")
+_DEVICE = struct.Struct("<48sQ8xQQQ40x16xIIQQQI12xQQQQQ6I")
 _SLOT = struct.Struct(f"<IIIIQQ32x{MAX_DEVICES}Q")
 _UNLIMITED = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class RegionDevice:
-    """One card as its region tells it; limit_bytes is None when it is not limited."""
+    """One card as its region tells it; limit_bytes is None when it is not limited.
+
+    Attributes:
+        busy_ns: GPU time charged since the region was made.
+        due_ns: CLOCK_MONOTONIC time by which all that was launched is paid for; 0 before any.
+        throttled_ns: How long launches were held back, added up.
+        limit_permille: The compute limit that was last obeyed; 1000 = none, 0 = not launched yet.
+        waits: Launches held back up to each of WAIT_BOUNDS_SECONDS, and longer; they wrap at 2**32.
+    """
 
     uuid: str
     limit_bytes: int | None
@@ -90,11 +102,15 @@ class RegionDevice:
     overhead_bytes: int
     peak_bytes: int
     busy_ns: int
+    due_ns: int
+    throttled_ns: int
+    limit_permille: int
     alloc_count: int
     free_count: int
     oom_count: int
     driver_oom_count: int
     unhooked_count: int
+    waits: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +142,7 @@ def slot_lock_offset(slot: int) -> int:
 
 
 def _decode_device(index: int, data: bytes) -> RegionDevice:
-    (uuid, limit, used, overhead, peak, _bucket, _refill, _trim, _gate, busy, *counts) = (
+    (uuid, limit, used, overhead, peak, _trim, _gate, busy, due, throttled, permille, *counts) = (
         _DEVICE.unpack_from(data, DEVICES_OFFSET + index * DEVICE_SIZE)
     )
     head, separator, _rest = uuid.partition(b"\0")
@@ -140,11 +156,15 @@ def _decode_device(index: int, data: bytes) -> RegionDevice:
         overhead_bytes=overhead,
         peak_bytes=peak,
         busy_ns=busy,
+        due_ns=due,
+        throttled_ns=throttled,
+        limit_permille=permille,
         alloc_count=counts[0],
         free_count=counts[1],
         oom_count=counts[2],
         driver_oom_count=counts[3],
         unhooked_count=counts[4],
+        waits=tuple(counts[5:]),
     )
 
 

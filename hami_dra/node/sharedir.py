@@ -145,6 +145,8 @@ def _grant_device(device: BoundDevice) -> GrantDevice:
         cores_percent=device.cores_percent,
         share_id=device.share_id or "",
         control_disabled=device.control_disabled,
+        core_policy=device.core_policy or "default",
+        priority=device.priority,
     )
 
 

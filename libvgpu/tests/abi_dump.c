@@ -24,7 +24,9 @@ int main(void)
 	BEGIN(vgpu_grant_device);
 	FIELD(vgpu_grant_device, uuid), FIELD(vgpu_grant_device, memory_limit_bytes);
 	FIELD(vgpu_grant_device, cores_percent), FIELD(vgpu_grant_device, flags);
-	FIELD(vgpu_grant_device, share_id), FIELD(vgpu_grant_device, reserved);
+	FIELD(vgpu_grant_device, share_id), FIELD(vgpu_grant_device, core_policy);
+	FIELD(vgpu_grant_device, priority_plus_one), FIELD(vgpu_grant_device, ceiling_percent);
+	FIELD(vgpu_grant_device, burst_ms), FIELD(vgpu_grant_device, reserved);
 	END;
 	BEGIN(vgpu_region_header);
 	FIELD(vgpu_region_header, magic), FIELD(vgpu_region_header, abi_major);
@@ -43,10 +45,12 @@ int main(void)
 	FIELD(vgpu_region_device, reserved1), FIELD(vgpu_region_device, bucket_ns);
 	FIELD(vgpu_region_device, last_refill_ns), FIELD(vgpu_region_device, trim_permille);
 	FIELD(vgpu_region_device, gate), FIELD(vgpu_region_device, busy_ns);
-	FIELD(vgpu_region_device, reserved2), FIELD(vgpu_region_device, alloc_count);
+	FIELD(vgpu_region_device, due_ns), FIELD(vgpu_region_device, throttled_ns);
+	FIELD(vgpu_region_device, limit_permille), FIELD(vgpu_region_device, reserved2);
+	FIELD(vgpu_region_device, alloc_count);
 	FIELD(vgpu_region_device, free_count), FIELD(vgpu_region_device, oom_count);
 	FIELD(vgpu_region_device, driver_oom_count), FIELD(vgpu_region_device, unhooked_count);
-	FIELD(vgpu_region_device, reserved3);
+	FIELD(vgpu_region_device, waits);
 	END;
 	BEGIN(vgpu_region_slot);
 	FIELD(vgpu_region_slot, state), FIELD(vgpu_region_slot, inflight);

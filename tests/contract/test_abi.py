@@ -22,6 +22,16 @@ GRANT = grant.Grant(
     devices=(
         grant.GrantDevice(UUID, 3000 << 20, 30, share_id="share-1"),
         grant.GrantDevice("GPU-b", 0, 0, control_disabled=True),
+        grant.GrantDevice(
+            "GPU-c",
+            0,
+            50,
+            core_policy="force",
+            priority=0,
+            alone=True,
+            ceiling_percent=90,
+            burst_ms=5,
+        ),
     ),
     sequence=8,
 )
@@ -76,7 +86,7 @@ def test_grant_survives_a_round_trip() -> None:
     ("bad", "message"),
     [
         (grant.Grant("u", "r", ()), "devices: 0"),
-        (grant.Grant("u", "r", GRANT.devices * 17), "devices: 34"),
+        (grant.Grant("u", "r", GRANT.devices * 11), "devices: 33"),
         (grant.Grant("u" * 64, "r", GRANT.devices), "claim_uid .* is 64 bytes"),
         (grant.Grant("u", "r\0", GRANT.devices), "request .* NUL"),
         (grant.Grant("u", "r", (grant.GrantDevice(UUID, -1, 0),)), "memory_limit_bytes is -1"),

@@ -18,7 +18,8 @@
  * Changing limits under a running program: the writer makes `sequence` odd,
  * stores the new values in place, and makes it even again. It never truncates,
  * renames over or grows the file: containers have it mapped. Only
- * memory_limit_bytes, cores_percent and the flags may change; which cards are
+ * memory_limit_bytes, cores_percent, the flags and, from 1.1 on, core_policy,
+ * priority_plus_one, ceiling_percent and burst_ms may change; which cards are
  * granted, and in which order, is fixed for the life of the file.
  */
 #ifndef VGPU_GRANT_H
@@ -30,12 +31,20 @@
 
 #define VGPU_GRANT_MAGIC "VGPUGRNT" /* 8 bytes, no NUL */
 #define VGPU_GRANT_ABI_MAJOR 1
-#define VGPU_GRANT_ABI_MINOR 0
+#define VGPU_GRANT_ABI_MINOR 1 /* 1: policy, priority, ceiling, burst, ALONE */
 #define VGPU_MAX_DEVICES 32
 #define VGPU_UUID_SIZE 48
 
 /* Device flag: apply no limit to this card (values are kept for display). */
 #define VGPU_GRANT_CONTROL_DISABLED 1u
+/* Device flag, live: nobody else uses the card just now. Lifts cores_percent, to the
+ * ceiling if there is one; under VGPU_POLICY_FORCE only if there is one. */
+#define VGPU_GRANT_ALONE 2u
+
+/* When compute is limited: as HAMi's GPU_CORE_UTILIZATION_POLICY. */
+#define VGPU_POLICY_DEFAULT 0u /* unless ALONE */
+#define VGPU_POLICY_FORCE 1u   /* always */
+#define VGPU_POLICY_DISABLE 2u /* never */
 
 struct vgpu_grant_device {
 	char uuid[VGPU_UUID_SIZE];   /* "GPU-8-4-4-4-12" or "MIG-...", NUL padded */
@@ -43,7 +52,11 @@ struct vgpu_grant_device {
 	uint32_t cores_percent;      /* 0 = compute is not limited */
 	uint32_t flags;              /* VGPU_GRANT_CONTROL_DISABLED */
 	char share_id[40];           /* the scheduler's share of the card, NUL padded */
-	uint8_t reserved[24];        /* zero */
+	uint32_t core_policy;        /* VGPU_POLICY_... */
+	uint32_t priority_plus_one;  /* HAMi's priority, 0 first; 0 here = not said */
+	uint32_t ceiling_percent;    /* what ALONE raises cores_percent to; 0 = all */
+	uint32_t burst_ms;           /* wall time that can be saved up; 0 = 10 */
+	uint8_t reserved[8];         /* zero */
 };
 
 struct vgpu_grant {
@@ -65,7 +78,11 @@ static_assert(offsetof(struct vgpu_grant_device, memory_limit_bytes) == 48, "gra
 static_assert(offsetof(struct vgpu_grant_device, cores_percent) == 56, "grant ABI");
 static_assert(offsetof(struct vgpu_grant_device, flags) == 60, "grant ABI");
 static_assert(offsetof(struct vgpu_grant_device, share_id) == 64, "grant ABI");
-static_assert(offsetof(struct vgpu_grant_device, reserved) == 104, "grant ABI");
+static_assert(offsetof(struct vgpu_grant_device, core_policy) == 104, "grant ABI");
+static_assert(offsetof(struct vgpu_grant_device, priority_plus_one) == 108, "grant ABI");
+static_assert(offsetof(struct vgpu_grant_device, ceiling_percent) == 112, "grant ABI");
+static_assert(offsetof(struct vgpu_grant_device, burst_ms) == 116, "grant ABI");
+static_assert(offsetof(struct vgpu_grant_device, reserved) == 120, "grant ABI");
 static_assert(sizeof(struct vgpu_grant_device) == 128, "grant ABI");
 static_assert(offsetof(struct vgpu_grant, magic) == 0, "grant ABI");
 static_assert(offsetof(struct vgpu_grant, abi_major) == 8, "grant ABI");

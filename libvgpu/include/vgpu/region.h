@@ -22,6 +22,11 @@
  * again and lowers the gate. Each step may be cut short by SIGKILL: the next
  * one to want memory finds the gate up and the repair lock free, and repeats.
  *
+ * The compute limit is one word per card, due_ns: until when everything that was
+ * launched is paid for. A launch of c GPU nanoseconds under a limit L moves it on by
+ * c / L in one compare-and-swap, so no death leaves it half changed and nothing has
+ * to be repaired. See src/compute_bucket.c.
+ *
  * Rules of the format are those of grant.h. Device i of the region is device i
  * of the grant.
  */
@@ -36,8 +41,11 @@
 
 #define VGPU_REGION_MAGIC "VGPUREGN" /* 8 bytes, no NUL */
 #define VGPU_REGION_ABI_MAJOR 1
-#define VGPU_REGION_ABI_MINOR 0
+#define VGPU_REGION_ABI_MINOR 1 /* 1: due_ns and what is counted about waiting */
 #define VGPU_REGION_SLOTS 1024
+
+#define VGPU_WAIT_CLASSES 6
+#define VGPU_GATE_STALE_MS 2000u
 
 #define VGPU_SLOT_FREE 0u
 #define VGPU_SLOT_LIVE 1u
@@ -73,19 +81,25 @@ struct vgpu_region_device {
 	uint64_t peak_bytes;     /* W libvgpu: highest used_bytes seen */
 	uint8_t reserved1[40];
 	/* line 2: compute limit */
-	int64_t bucket_ns;       /* W libvgpu: GPU nanoseconds left; negative = debt */
-	uint64_t last_refill_ns; /* W libvgpu: CLOCK_MONOTONIC */
+	int64_t bucket_ns;       /* zero: two words cannot change at once; see due_ns */
+	uint64_t last_refill_ns; /* zero */
 	uint32_t trim_permille;  /* W node: correction of charged time; 0 = 1000 */
-	uint32_t gate;           /* W node: not 0 holds launches back (priority) */
-	uint64_t busy_ns;        /* W libvgpu: GPU nanoseconds charged so far */
-	uint8_t reserved2[32];
+	uint32_t gate;           /* W node: not 0 holds launches back; a futex. Another value
+				  * within VGPU_GATE_STALE_MS, or it is taken for left behind */
+	uint64_t busy_ns;        /* W libvgpu (atomic): GPU nanoseconds charged so far */
+	uint64_t due_ns;         /* W libvgpu (CAS): CLOCK_MONOTONIC; all is paid for by then */
+	uint64_t throttled_ns;   /* W libvgpu (atomic): sum of what launches waited */
+	uint32_t limit_permille; /* W libvgpu: last limit seen; 0 = none yet, 1000 = not limited */
+	uint32_t reserved2[3];
 	/* line 3: statistics */
 	uint64_t alloc_count;      /* W libvgpu; R node */
 	uint64_t free_count;       /* W libvgpu; R node */
 	uint64_t oom_count;        /* W libvgpu: refusals by the limit; R node */
 	uint64_t driver_oom_count; /* W libvgpu: refusals by the driver; R node */
 	uint64_t unhooked_count;   /* W libvgpu: unknown variants handed out; R node */
-	uint8_t reserved3[24];
+	/* W libvgpu (atomic): launches that waited up to 100 us, 1, 10, 100 ms, 1 s, and
+	 * longer; they wrap */
+	uint32_t waits[VGPU_WAIT_CLASSES];
 };
 
 struct vgpu_region_slot {
@@ -135,13 +149,16 @@ VGPU_REGION_AT(vgpu_region_device, last_refill_ns, 136);
 VGPU_REGION_AT(vgpu_region_device, trim_permille, 144);
 VGPU_REGION_AT(vgpu_region_device, gate, 148);
 VGPU_REGION_AT(vgpu_region_device, busy_ns, 152);
-VGPU_REGION_AT(vgpu_region_device, reserved2, 160);
+VGPU_REGION_AT(vgpu_region_device, due_ns, 160);
+VGPU_REGION_AT(vgpu_region_device, throttled_ns, 168);
+VGPU_REGION_AT(vgpu_region_device, limit_permille, 176);
+VGPU_REGION_AT(vgpu_region_device, reserved2, 180);
 VGPU_REGION_AT(vgpu_region_device, alloc_count, 192);
 VGPU_REGION_AT(vgpu_region_device, free_count, 200);
 VGPU_REGION_AT(vgpu_region_device, oom_count, 208);
 VGPU_REGION_AT(vgpu_region_device, driver_oom_count, 216);
 VGPU_REGION_AT(vgpu_region_device, unhooked_count, 224);
-VGPU_REGION_AT(vgpu_region_device, reserved3, 232);
+VGPU_REGION_AT(vgpu_region_device, waits, 232);
 VGPU_REGION_AT(vgpu_region_slot, state, 0);
 VGPU_REGION_AT(vgpu_region_slot, inflight, 4);
 VGPU_REGION_AT(vgpu_region_slot, pid, 8);
