@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The table of the compute limit: controller [--gate] [--only TEXT]
+ *
+ * Without --gate the full grid is printed, with HAMi's formula beside ours; with it a
+ * part of the grid runs, and the exit status says whether every target was met.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "model.h"
+
+struct limits {
+	double mean, mae, work, response_ms, marks;
+};
+
+static const char *const loops[LOOPS] = {"async", "sync", "graph", "two streams"};
+static const uint64_t kernels[] = {5000, 20000, 200000, 1000000, 10000000, 50000000};
+static const unsigned int percents[] = {10, 30, 50, 70, 90};
+static unsigned int missed, cells;
+
+static const char *length_of(uint64_t ns)
+{
+	static char text[32];
+
+	if (ns < 1000000)
+		snprintf(text, sizeof(text), "%u us", (unsigned int)(ns / 1000));
+	else
+		snprintf(text, sizeof(text), "%u ms", (unsigned int)(ns / 1000000));
+	return text;
+}
+
+static double native_of(struct setup setup)
+{
+	struct outcome outcome;
+
+	setup.percent = 100;
+	setup.controller = NOBODY;
+	setup.seconds = 5;
+	setup.warm_seconds = 1;
+	run_setup(&setup, 100, &outcome);
+	return outcome.mean;
+}
+
+static bool miss(bool bad, const char *what, char *notes, size_t size)
+{
+	size_t used = strlen(notes);
+
+	if (bad)
+		snprintf(notes + used, size - used, " %s", what);
+	return bad;
+}
+
+static void cell(struct setup setup, double native, bool compare)
+{
+	double target = setup.percent < native ? setup.percent : native, off;
+	struct outcome ours, stock = {0};
+	char notes[128] = "";
+
+	setup.controller = OURS;
+	run_setup(&setup, target, &ours);
+	if (compare) {
+		setup.controller = STOCK;
+		run_setup(&setup, target, &stock);
+	}
+	off = ours.mean - target;
+	cells++;
+	miss(off > 1 || off < -1, "mean", notes, sizeof(notes));
+	miss(ours.mae > (setup.neighbour ? 4 : 2), "mae", notes, sizeof(notes));
+	miss(ours.work < 0.97 * target, "work", notes, sizeof(notes));
+	miss(ours.response_ms > 200, "response", notes, sizeof(notes));
+	miss(ours.marks > 0.5, "marks", notes, sizeof(notes));
+	missed += *notes != 0;
+	printf("%-6s  %-11s  %u  %-9s  %3u  %5.1f  %6.2f  %5.2f  %5.1f  %4.0f  %4.2f",
+	       length_of(setup.kernel_ns), loops[setup.loop], setup.processes,
+	       setup.neighbour ? "neighbour" : "alone", setup.percent, target, off, ours.mae,
+	       ours.work / target * 100, ours.response_ms, ours.marks);
+	if (compare)
+		printf("  %6.2f  %5.2f", stock.mean - target, stock.mae);
+	printf("%s%s\n", *notes ? "  missed:" : "", notes);
+	fflush(stdout);
+}
+
+static void grid(bool gate, const char *only)
+{
+	for (unsigned int k = 0; k < sizeof(kernels) / sizeof(kernels[0]); k++)
+		for (int loop = 0; loop < LOOPS; loop++)
+			for (unsigned int many = 0; many < 4; many++) {
+				struct setup setup = {
+					.kernel_ns = kernels[k],
+					.loop = (enum loop)loop,
+					.processes = many & 1 ? 4 : 1,
+					.neighbour = many & 2,
+					.seconds = gate ? 6 : 20,
+				};
+				char name[64];
+				double native;
+
+				setup.warm_seconds = setup.neighbour ? 12 : 3;
+				snprintf(name, sizeof(name), "%s %s %u %s", length_of(kernels[k]),
+					 loops[loop], setup.processes,
+					 setup.neighbour ? "neighbour" : "alone");
+				if (only && !strstr(name, only))
+					continue;
+				native = native_of(setup);
+				for (unsigned int p = 0; p < 5; p++) {
+					if (gate && (p % 2 || (p + k + (unsigned int)loop + many) % 3))
+						continue;
+					setup.percent = percents[p];
+					cell(setup, native, !gate);
+				}
+			}
+}
+
+static void splits(bool gate)
+{
+	printf("\nTwo tenants, 30 and 70:\n");
+	for (unsigned int k = 0; k < sizeof(kernels) / sizeof(kernels[0]); k++)
+		for (unsigned int processes = 1; processes <= 2; processes++) {
+			struct setup setup = {.kernel_ns = kernels[k],
+					      .processes = processes,
+					      .percent = 30,
+					      .other_percent = 70,
+					      .controller = OURS,
+					      .seconds = gate ? 6 : 20,
+					      .warm_seconds = 12};
+			struct outcome outcome;
+			bool bad;
+
+			run_setup(&setup, 30, &outcome);
+			bad = outcome.mean < 28 || outcome.mean > 32 || outcome.other < 68 ||
+			      outcome.other > 72;
+			cells++;
+			missed += bad;
+			printf("%-6s  %u  %.1f : %.1f%s\n", length_of(kernels[k]), processes,
+			       outcome.mean, outcome.other, bad ? "  missed" : "");
+		}
+}
+
+int main(int argc, char **argv)
+{
+	bool gate = false;
+	const char *only = NULL;
+
+	for (int i = 1; i < argc; i++) {
+		if (strcmp(argv[i], "--gate") == 0)
+			gate = true;
+		else if (strcmp(argv[i], "--only") == 0 && i + 1 < argc)
+			only = argv[++i];
+		else
+			return fprintf(stderr, "usage: %s [--gate] [--only TEXT]\n", argv[0]), 2;
+	}
+	printf("kernel  loop         n  card       lim  goal   error    MAE  work%%  idle  marks%s\n",
+	       gate ? "" : "   HAMi err, MAE");
+	grid(gate, only);
+	if (!only)
+		splits(gate);
+	printf("\n%u of %u cells missed a target\n", missed, cells);
+	return gate && missed;
+}

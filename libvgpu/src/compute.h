@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The compute limit: who may launch when, and what it costs. Pure: time comes in as
+ * nanoseconds of CLOCK_MONOTONIC, nothing is read, waited for or allocated, so the
+ * library (pace.c) and the simulator (bench/controller) run the same code.
+ *
+ * Costs are nanoseconds of the whole card. A limit is in thousandths of it; 1000 =
+ * not limited.
+ */
+#ifndef VGPU_COMPUTE_H
+#define VGPU_COMPUTE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "vgpu/grant.h"
+#include "vgpu/region.h"
+
+#define VGPU_UNLIMITED_PERMILLE 1000u
+
+/* ---- compute_policy.c: what a grant means just now */
+struct vgpu_rate {
+	uint32_t permille;
+	uint64_t burst_ns; /* wall time that an unused share can be saved up */
+	bool first;        /* HAMi's priority 0: no gate holds it */
+};
+struct vgpu_rate vgpu_rate_of(const struct vgpu_grant_device *grant);
+
+/* Whether a gate that reads `value` holds launches back. A gate that nobody renews is
+ * one whose node has died. */
+struct vgpu_gate {
+	uint32_t value;
+	uint64_t since_ns;
+};
+bool vgpu_gate_holds(struct vgpu_gate *gate, uint32_t value, uint64_t now_ns);
+
+/* ---- compute_bucket.c: what is paid for */
+#define VGPU_DEBT_MAX_NS 120000000000u /* of wall time; more is a word gone wrong */
+/* True and charged, or false and when to ask again. */
+bool vgpu_bucket_take(struct vgpu_region_device *device, uint64_t now_ns, uint64_t cost_ns,
+		      const struct vgpu_rate *rate, uint64_t *due_ns);
+/* What was charged too little (> 0) or too much (< 0). */
+void vgpu_bucket_settle(struct vgpu_region_device *device, uint64_t now_ns, int64_t delta_ns,
+			const struct vgpu_rate *rate);
+void vgpu_bucket_waited(struct vgpu_region_device *device, uint64_t waited_ns);
+
+/* ---- compute_trim.c: the slow correction by what NVML sees of a grant, once a second.
+ * All in thousandths; the node's part of the controller. The dead band is the sensor's
+ * error: NVML cuts each process's time to a whole percent. */
+#define VGPU_TRIM_MIN 200u
+#define VGPU_TRIM_MAX 1500u
+uint32_t vgpu_trim_step(uint32_t trim, uint32_t limit, uint32_t observed, uint32_t throttled,
+			uint32_t dead_band);
+uint64_t vgpu_trim_apply(uint64_t cost_ns, uint32_t trim);
+
+/* ---- compute_cost.c: what a kernel costs, learned */
+#define VGPU_COSTS 2048 /* kernels that are remembered */
+#define VGPU_COST_WAYS 8
+struct vgpu_cost {
+	uint64_t key; /* 0 = empty */
+	uint64_t mean_ns, low_ns;
+	uint32_t samples;   /* that made the mean; saturates */
+	uint32_t strangers; /* in a row, too long to be this kernel alone */
+	uint32_t pending;   /* samples under way */
+	uint32_t countdown; /* launches until the next sample */
+	uint32_t last_used;
+};
+struct vgpu_costs {
+	struct vgpu_cost entries[VGPU_COSTS];
+	uint32_t clock;
+};
+uint64_t vgpu_kernel_key(const void *function, const uint32_t shape[7]);
+struct vgpu_cost *vgpu_cost_find(struct vgpu_costs *costs, uint64_t key);
+struct vgpu_cost *vgpu_cost_use(struct vgpu_costs *costs, uint64_t key);
+void vgpu_cost_forget(struct vgpu_costs *costs, uint64_t key);
+bool vgpu_cost_wants_sample(struct vgpu_cost *cost);
+/* True if the measured time was this kernel's own: it is then in the mean. */
+bool vgpu_cost_learn(struct vgpu_cost *cost, uint64_t measured_ns);
+
+/* ---- compute_pace.c: one process's launches */
+#define VGPU_SAMPLES 64
+#define VGPU_GROUP 16
+struct vgpu_sample { /* an event pair around a launch */
+	uint64_t key;
+	uint64_t stream;
+	uint64_t charged_ns;
+	uint64_t launched_ns;
+	uint64_t begin_ns, end_ns; /* measured, from the begin of its group's first */
+	uint32_t group;
+	uint32_t state;
+};
+struct vgpu_pacer {
+	struct vgpu_costs costs;
+	struct vgpu_sample samples[VGPU_SAMPLES];
+	uint32_t head, tail; /* of samples, counting on; head = oldest */
+	uint32_t group;
+	uint64_t group_opened_ns;
+	uint32_t mixed; /* launches for which several streams are still assumed */
+	uint64_t last_stream;
+	uint32_t group_left; /* launches that the open group still takes */
+	int busy;            /* whoever changes samples; taken or left alone, never waited for */
+};
+struct vgpu_ticket {
+	uint64_t cost_ns; /* charged */
+	int sample;       /* put an event pair around the launch; -1 = do not */
+};
+struct vgpu_bill { /* the card's buckets: one for each grant that names it */
+	struct vgpu_region_device *devices[16];
+	unsigned int count;
+	struct vgpu_rate rate; /* of all grants together */
+};
+enum vgpu_answer {
+	VGPU_GO,     /* charged: launch */
+	VGPU_WAIT,   /* until *when_ns, then ask again */
+	VGPU_MEASURE /* until the kernel's first sample is there; after *when_ns, be impatient */
+};
+enum vgpu_answer vgpu_pacer_ask(struct vgpu_pacer *pacer, const struct vgpu_bill *bill,
+				uint64_t now_ns, uint64_t key, uint64_t stream, bool patient,
+				struct vgpu_ticket *ticket, uint64_t *when_ns);
+/* The events of ticket->sample are recorded. */
+void vgpu_pacer_launched(struct vgpu_pacer *pacer, const struct vgpu_ticket *ticket);
+/* The events could not be recorded. */
+void vgpu_pacer_lost(struct vgpu_pacer *pacer, int sample);
+/* The launch failed: nothing is owed for it. */
+void vgpu_pacer_undo(struct vgpu_pacer *pacer, const struct vgpu_bill *bill, uint64_t now_ns,
+		     const struct vgpu_ticket *ticket);
+/* The next sample to be measured and the first of its group, or -1; with pacer->busy held. */
+int vgpu_pacer_oldest(const struct vgpu_pacer *pacer, int *first);
+/* Its times, in nanoseconds from the begin event of the first of its group. */
+void vgpu_pacer_measured(struct vgpu_pacer *pacer, const struct vgpu_bill *bill, uint64_t now_ns,
+			 int sample, int64_t begin_ns, int64_t end_ns);
+bool vgpu_pacer_try(struct vgpu_pacer *pacer);
+void vgpu_pacer_leave(struct vgpu_pacer *pacer);
+/* Shares the time in which several ran among those that ran: sum(own) = their union. */
+void vgpu_attribute(const int64_t *begin, const int64_t *end, unsigned int count, int64_t from,
+		    int64_t until, int64_t *own);
+
+#endif

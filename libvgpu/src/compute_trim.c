@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The slow correction. A kernel that is longer than the card's time slices is measured
+ * with its neighbours' slices in it, and no event tells them apart; NVML's time per
+ * process does. Once a second the node compares it with the limit and moves the factor
+ * that all charges are multiplied with. Integral only: the sensor is a whole percent,
+ * averaged by the driver, and anything faster would swing with it.
+ */
+#include "compute.h"
+
+#define THROTTLED_MIN 100 /* less than that of the second waiting: the limit did not act */
+
+uint32_t vgpu_trim_step(uint32_t trim, uint32_t limit, uint32_t observed, uint32_t throttled,
+			uint32_t dead_band)
+{
+	int64_t error = (int64_t)observed - (int64_t)limit, next;
+
+	if (!trim)
+		trim = 1000;
+	if (!limit || limit >= VGPU_UNLIMITED_PERMILLE)
+		return 1000;
+	if (throttled < THROTTLED_MIN && error < 0)
+		return trim; /* it does not want more */
+	if (error >= -(int64_t)dead_band && error <= (int64_t)dead_band)
+		return trim;
+	/* A third of what would put it right, at most a third at once. */
+	error = error * 1000 / (int64_t)limit / 3;
+	if (error < -333)
+		error = -333;
+	if (error > 333)
+		error = 333;
+	next = (int64_t)trim * (1000 + error) / 1000;
+	if (next < VGPU_TRIM_MIN)
+		return VGPU_TRIM_MIN;
+	return next > VGPU_TRIM_MAX ? VGPU_TRIM_MAX : (uint32_t)next;
+}
+
+/* The word is in the region, so it may be anything. */
+uint64_t vgpu_trim_apply(uint64_t cost_ns, uint32_t trim)
+{
+	if (!trim)
+		return cost_ns;
+	if (trim < VGPU_TRIM_MIN)
+		trim = VGPU_TRIM_MIN;
+	if (trim > VGPU_TRIM_MAX)
+		trim = VGPU_TRIM_MAX;
+	return cost_ns / 1000 * trim + cost_ns % 1000 * trim / 1000;
+}
