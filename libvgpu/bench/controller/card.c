@@ -90,7 +90,8 @@ void card_run(struct card *card, uint64_t until)
 		if (step > (double)card->slice_left)
 			step = (double)card->slice_left;
 		for (unsigned int i = 0; i < STREAMS; i++)
-			if (head_of(&process->streams[i]) && head_of(&process->streams[i])->sample < 0)
+			if (head_of(&process->streams[i]) &&
+			    head_of(&process->streams[i])->sample < 0)
 				kernels++;
 		for (unsigned int i = 0; i < STREAMS; i++) {
 			struct work *work = head_of(&process->streams[i]);

@@ -104,7 +104,8 @@ static void grid(bool gate, const char *only)
 					continue;
 				native = native_of(setup);
 				for (unsigned int p = 0; p < 5; p++) {
-					if (gate && (p % 2 || (p + k + (unsigned int)loop + many) % 3))
+					if (gate &&
+					    (p % 2 || (p + k + (unsigned int)loop + many) % 3))
 						continue;
 					setup.percent = percents[p];
 					cell(setup, native, !gate);
@@ -150,7 +151,8 @@ int main(int argc, char **argv)
 		else
 			return fprintf(stderr, "usage: %s [--gate] [--only TEXT]\n", argv[0]), 2;
 	}
-	printf("kernel  loop         n  card       lim  goal   error    MAE  work%%  idle  marks%s\n",
+	printf("kernel  loop         n  card       lim  goal   error    MAE  work%%  idle  "
+	       "marks%s\n",
 	       gate ? "" : "   HAMi err, MAE");
 	grid(gate, only);
 	if (!only)

@@ -12,7 +12,7 @@
 
 #include "compute.h"
 
-#define QUEUE 1024      /* launches that a stream's queue holds */
+#define QUEUE 1024 /* launches that a stream's queue holds */
 #define STREAMS 2
 #define PROCESSES 8
 #define SECOND UINT64_C(1000000000)
@@ -31,10 +31,10 @@ struct stream {
 };
 struct process {
 	struct stream streams[STREAMS];
-	uint64_t busy_ns;   /* time in which a kernel of it ran */
-	double work_ns;     /* of kernels that are done, by their own duration */
-	uint64_t done;      /* kernels */
-	uint64_t marks;     /* events recorded */
+	uint64_t busy_ns; /* time in which a kernel of it ran */
+	double work_ns;   /* of kernels that are done, by their own duration */
+	uint64_t done;    /* kernels */
+	uint64_t marks;   /* events recorded */
 	void (*reached)(void *argument, int sample, bool end, uint64_t now);
 	void *argument;
 };
@@ -45,7 +45,8 @@ struct card {
 };
 void card_run(struct card *card, uint64_t until);
 /* When the process's next kernel may be done at the earliest. */
-void card_launch(struct card *card, unsigned int process, unsigned int stream, double ns, int sample);
+void card_launch(struct card *card, unsigned int process, unsigned int stream, double ns,
+		 int sample);
 bool card_idle(const struct card *card, unsigned int process);
 
 /* ---- stock.c: HAMi-core's limiter, from its description: tokens in blocks, moved every

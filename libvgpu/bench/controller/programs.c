@@ -55,7 +55,8 @@ struct world {
 
 static uint64_t draw(struct world *world, uint64_t below)
 {
-	world->chance = world->chance * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+	world->chance =
+		world->chance * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
 	return (world->chance >> 33) % below;
 }
 
@@ -94,7 +95,8 @@ static bool may_launch(struct world *world, struct program *program, uint64_t no
 		return true;
 	if (program->controller == STOCK) {
 		if (stock_take(&program->stock, now, program->tenant->percent,
-			       (int64_t)(program->kernel_ns / 100 < 132 ? 132 : program->kernel_ns / 100),
+			       (int64_t)(program->kernel_ns / 100 < 132 ? 132
+									: program->kernel_ns / 100),
 			       &when))
 			return true;
 		program->next = when;
@@ -165,8 +167,7 @@ static void launch(struct world *world, struct program *program, uint64_t now, i
 
 static void step(struct world *world, struct program *program, uint64_t now)
 {
-	struct stream *stream =
-		&world->card.processes[program->number].streams[program->stream];
+	struct stream *stream = &world->card.processes[program->number].streams[program->stream];
 	int sample;
 
 	if (now >= program->stop_ns && now < program->start_ns) {
@@ -289,9 +290,8 @@ static void make_tenant(struct tenant *tenant, unsigned int percent)
 	struct vgpu_grant_device grant = {.cores_percent = percent};
 
 	tenant->percent = percent;
-	tenant->bill = (struct vgpu_bill){.devices = {&tenant->device},
-					  .count = 1,
-					  .rate = vgpu_rate_of(&grant)};
+	tenant->bill = (struct vgpu_bill){
+		.devices = {&tenant->device}, .count = 1, .rate = vgpu_rate_of(&grant)};
 }
 
 static struct world *make_world(const struct setup *setup)
@@ -351,7 +351,7 @@ static double respond(struct world *world, const struct setup *setup, double tar
 
 	if (setup->loop == GRAPH)
 		length = setup->kernel_ns * 20 < GRAPH_NS ? (double)setup->kernel_ns * 22
-							   : (double)GRAPH_NS * 1.1;
+							  : (double)GRAPH_NS * 1.1;
 	if (length > slack)
 		slack = length;
 	for (unsigned int i = 0; i < world->count; i++)
