@@ -18,12 +18,19 @@ if TYPE_CHECKING:
 
 DRIVER_VERSION = "580.95.05"
 CUDA_VERSION = 13000
+_EVENT_DOUBLE_BIT_ECC = 0x2
+_EVENT_XID = 0x8
 _NULL_DEVICE = os.makedev(1, 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimCard:
-    """One simulated card, as NVML and CUDA will describe it."""
+    """One simulated card, as NVML and CUDA will describe it.
+
+    Health may change under running processes: `health` "lost" answers nothing, a card that `hangs`
+    never answers, `memory_info` "none" is a card without memory of its own, `recovery_action` is
+    NVML's number of what the driver wants done.
+    """
 
     uuid: str
     name: str
@@ -37,6 +44,11 @@ class SimCard:
     brand: str = "nvidia"
     nvlink: tuple[int, ...] = field(default=())
     health: str = "ok"
+    hangs: bool = False
+    memory_info: str = "own"
+    remap_failed: bool = False
+    recovery_action: int = 0
+    uncorrected_errors: int = 0
     context_overhead_mib: int = 0
 
 
@@ -112,6 +124,11 @@ def _section(card: SimCard) -> list[str]:
         f"architecture = {card.architecture}",
         f"brand = {card.brand}",
         f"health = {card.health}",
+        f"hangs = {int(card.hangs)}",
+        f"memory_info = {card.memory_info}",
+        f"remap_failed = {int(card.remap_failed)}",
+        f"recovery_action = {card.recovery_action}",
+        f"uncorrected_errors = {card.uncorrected_errors}",
         f"context_overhead_mib = {card.context_overhead_mib}",
     ]
     if card.nvlink:
@@ -144,6 +161,21 @@ def write_cards(
     return path
 
 
+def report_xid(directory: Path, card: SimCard, number: int) -> None:
+    """Let NVML report an XID of a card to whoever listens."""
+    _report(directory, card, _EVENT_XID, number)
+
+
+def report_double_bit_error(directory: Path, card: SimCard) -> None:
+    """Let NVML report a memory error that could not be corrected to whoever listens."""
+    _report(directory, card, _EVENT_DOUBLE_BIT_ECC, 0)
+
+
+def _report(directory: Path, card: SimCard, kind: int, data: int) -> None:
+    with (directory / "events").open("a") as file:
+        file.write(f"{card.uuid} {kind} {data}\n")
+
+
 def _place_library(source: Path, directory: Path, stem: str) -> None:
     if not source.is_file():
         message = (
@@ -169,8 +201,11 @@ def _place_on_bus(sysfs: Path, card: SimCard) -> None:
     (device / "numa_node").write_text(f"{card.numa_node}\n")
     link = sysfs / "bus/pci/devices" / card.pci_bus_id
     link.parent.mkdir(parents=True, exist_ok=True)
-    if not link.is_symlink():
-        link.symlink_to(device)
+    bound = sysfs / "bus/pci/drivers/nvidia" / card.pci_bus_id
+    bound.parent.mkdir(parents=True, exist_ok=True)
+    for place in (link, bound):
+        if not place.is_symlink():
+            place.symlink_to(device)
 
 
 def create_driver_root(root: Path, cards: Sequence[SimCard], build_dir: Path) -> DriverRoot:
@@ -195,7 +230,7 @@ def create_driver_root(root: Path, cards: Sequence[SimCard], build_dir: Path) ->
     # Containers of any user create and map the state.
     driver.sim_dir.chmod(0o777)
     write_cards(driver.sim_dir, cards)
-    for name in ("state", "pids"):
+    for name in ("state", "pids", "events"):
         (driver.sim_dir / name).touch()
         (driver.sim_dir / name).chmod(0o666)
     return driver

@@ -87,6 +87,16 @@ static void set_card(struct sim_card *card, const char *key, char *value)
 		card->brand = number_of(brands, value, 14);
 	} else if (strcmp(key, "health") == 0) {
 		card->lost = strcmp(value, "lost") == 0;
+	} else if (strcmp(key, "hangs") == 0) {
+		card->faults.hangs = atoi(value) != 0;
+	} else if (strcmp(key, "memory_info") == 0) {
+		card->faults.no_memory_info = strcmp(value, "none") == 0;
+	} else if (strcmp(key, "remap_failed") == 0) {
+		card->faults.remap_failed = atoi(value) != 0;
+	} else if (strcmp(key, "recovery_action") == 0) {
+		card->faults.recovery_action = atoi(value);
+	} else if (strcmp(key, "uncorrected_errors") == 0) {
+		card->faults.uncorrected_errors = strtoull(value, NULL, 10);
 	} else if (strcmp(key, "nvlink") == 0) {
 		char *rest = NULL;
 

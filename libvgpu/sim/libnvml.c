@@ -10,6 +10,7 @@
 
 #include "libnvml.h"
 
+static pthread_mutex_t start_mutex = PTHREAD_MUTEX_INITIALIZER;
 static int references, visible_count;
 static struct nvmlDevice_st devices[SIM_CARDS];
 
@@ -20,6 +21,7 @@ SIM nvmlReturn_t nvmlInitWithFlags(unsigned int flags)
 		return NVML_ERROR_DRIVER_NOT_LOADED;
 	if (sim_config()->init_error)
 		return sim_config()->init_error;
+	pthread_mutex_lock(&start_mutex);
 	if (references++ == 0) {
 		visible_count = 0;
 		for (int i = 0; i < sim_config()->card_count; i++)
@@ -27,6 +29,7 @@ SIM nvmlReturn_t nvmlInitWithFlags(unsigned int flags)
 				devices[visible_count++] = (struct nvmlDevice_st){
 					.card = i, .facts = &sim_config()->cards[i]};
 	}
+	pthread_mutex_unlock(&start_mutex);
 	return NVML_SUCCESS;
 }
 
@@ -42,10 +45,15 @@ SIM nvmlReturn_t nvmlInit(void)
 
 SIM nvmlReturn_t nvmlShutdown(void)
 {
-	if (!references)
-		return NVML_ERROR_UNINITIALIZED;
-	references--;
-	return NVML_SUCCESS;
+	nvmlReturn_t result = NVML_SUCCESS;
+
+	pthread_mutex_lock(&start_mutex);
+	if (references)
+		references--;
+	else
+		result = NVML_ERROR_UNINITIALIZED;
+	pthread_mutex_unlock(&start_mutex);
+	return result;
 }
 
 nvmlReturn_t sim_nvml_check(nvmlDevice_t device)
@@ -54,6 +62,7 @@ nvmlReturn_t sim_nvml_check(nvmlDevice_t device)
 		return NVML_ERROR_UNINITIALIZED;
 	if (device < devices || device >= devices + visible_count)
 		return NVML_ERROR_INVALID_ARGUMENT;
+	sim_nvml_hang(device);
 	return sim_lost(device->card) ? NVML_ERROR_GPU_IS_LOST : NVML_SUCCESS;
 }
 
@@ -229,6 +238,8 @@ SIM nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memo
 	CHECK(device);
 	if (!memory)
 		return NVML_ERROR_INVALID_ARGUMENT;
+	if (sim_faults_of(device->card).no_memory_info)
+		return NVML_ERROR_NOT_SUPPORTED;
 	memory->total = device->facts->memory;
 	memory->used = sim_used(device->card);
 	memory->free = memory->used < memory->total ? memory->total - memory->used : 0;

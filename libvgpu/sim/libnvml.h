@@ -18,6 +18,7 @@ struct nvmlDevice_st {
 nvmlReturn_t sim_nvml_check(nvmlDevice_t device);
 int sim_nvml_count(void);
 nvmlDevice_t sim_nvml_device(int index);
+void sim_nvml_hang(nvmlDevice_t device); /* returns when the card does not hang */
 nvmlReturn_t sim_nvml_text(char *to, unsigned int length, const char *text);
 
 #define CHECK(device)                                                                              \

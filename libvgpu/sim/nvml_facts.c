@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The simulated libnvidia-ml.so.1: attributes, sensors, topology and events.
+ * The simulated libnvidia-ml.so.1: attributes, sensors and topology.
  */
-#include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "libnvml.h"
 
@@ -57,7 +55,6 @@ NUMBER(nvmlDeviceGetMaxPcieLinkGeneration, unsigned int, 4)
 NUMBER(nvmlDeviceGetCurrPcieLinkGeneration, unsigned int, 4)
 NUMBER(nvmlDeviceGetMaxPcieLinkWidth, unsigned int, 16)
 NUMBER(nvmlDeviceGetCurrPcieLinkWidth, unsigned int, 16)
-NUMBER(nvmlDeviceGetSupportedEventTypes, unsigned long long, 0x18)
 NUMBER_BY(nvmlDeviceGetTemperature, unsigned int, unsigned int, BUSY(device, 31u, 68u))
 NUMBER_BY(nvmlDeviceGetTemperatureThreshold, unsigned int, unsigned int, which == 0 ? 92 : 89)
 NUMBER_BY(nvmlDeviceGetClockInfo, unsigned int, unsigned int,
@@ -69,7 +66,6 @@ NOT_SUPPORTED(nvmlDeviceGetFanSpeed)
 NOT_SUPPORTED(nvmlDeviceGetMigMode)
 NOT_SUPPORTED(nvmlDeviceGetMaxMigDeviceCount)
 NOT_SUPPORTED(nvmlDeviceGetEccMode)
-NOT_SUPPORTED(nvmlDeviceGetTotalEccErrors)
 NOT_SUPPORTED(nvmlDeviceGetMemoryAffinity)
 NOT_SUPPORTED(nvmlDeviceGetCpuAffinity)
 NOT_SUPPORTED(nvmlDeviceGetEncoderUtilization)
@@ -206,54 +202,5 @@ SIM nvmlReturn_t nvmlDeviceGetNvLinkRemotePciInfo_v2(nvmlDevice_t device, unsign
 	info->domain = other->pci_domain;
 	info->bus = other->pci_bus;
 	info->device = other->pci_device;
-	return NVML_SUCCESS;
-}
-
-/* ---- events: nothing happens yet, but waiting waits */
-
-struct nvmlEventSet_st {
-	unsigned int registered;
-};
-
-SIM nvmlReturn_t nvmlEventSetCreate(struct nvmlEventSet_st **set)
-{
-	if (!set)
-		return NVML_ERROR_INVALID_ARGUMENT;
-	*set = calloc(1, sizeof(**set));
-	return *set ? NVML_SUCCESS : NVML_ERROR_UNKNOWN;
-}
-
-SIM nvmlReturn_t nvmlDeviceRegisterEvents(nvmlDevice_t device, unsigned long long types,
-					  struct nvmlEventSet_st *set)
-{
-	CHECK(device);
-	if (!set)
-		return NVML_ERROR_INVALID_ARGUMENT;
-	if (types & ~0x18ull)
-		return NVML_ERROR_NOT_SUPPORTED;
-	set->registered++;
-	return NVML_SUCCESS;
-}
-
-SIM nvmlReturn_t nvmlEventSetWait_v2(struct nvmlEventSet_st *set, void *data,
-				     unsigned int timeout_ms)
-{
-	struct timespec nap = {.tv_sec = timeout_ms / 1000,
-			       .tv_nsec = (long)(timeout_ms % 1000) * 1000000};
-
-	if (!set || !data)
-		return NVML_ERROR_INVALID_ARGUMENT;
-	nanosleep(&nap, NULL);
-	return NVML_ERROR_TIMEOUT;
-}
-
-SIM nvmlReturn_t nvmlEventSetWait(struct nvmlEventSet_st *set, void *data, unsigned int timeout_ms)
-{
-	return nvmlEventSetWait_v2(set, data, timeout_ms);
-}
-
-SIM nvmlReturn_t nvmlEventSetFree(struct nvmlEventSet_st *set)
-{
-	free(set);
 	return NVML_SUCCESS;
 }

@@ -27,7 +27,7 @@ static struct sim_state *state;
 static struct sim_process *self;
 static int self_fd = -1, pids_fd = -1;
 
-static void path_of(char *path, size_t size, const char *name)
+void sim_path(char *path, size_t size, const char *name)
 {
 	const char *directory = getenv("VGPU_SIM_DIR");
 
@@ -47,7 +47,7 @@ static int open_file(const char *name)
 	char path[512];
 	int fd;
 
-	path_of(path, sizeof(path), name);
+	sim_path(path, sizeof(path), name);
 	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
 	if (fd < 0)
 		return -errno;
@@ -136,15 +136,17 @@ static void refresh(void)
 	char path[512];
 
 	config_checked_ns = sim_now_ns();
-	path_of(path, sizeof(path), "cards.ini");
+	sim_path(path, sizeof(path), "cards.ini");
 	if (stat(path, &status) != 0 ||
 	    memcmp(&status.st_mtim, &config_time, sizeof(config_time)) == 0 ||
 	    sim_config_read(path, &fresh) != 0 || fresh.card_count != config.card_count)
 		return;
 	config_time = status.st_mtim;
 	config.init_error = fresh.init_error;
-	for (int i = 0; i < config.card_count; i++)
+	for (int i = 0; i < config.card_count; i++) {
 		config.cards[i].lost = fresh.cards[i].lost;
+		config.cards[i].faults = fresh.cards[i].faults;
+	}
 }
 
 int sim_load(void)
@@ -155,7 +157,7 @@ int sim_load(void)
 
 	pthread_mutex_lock(&mutex);
 	if (!loaded) {
-		path_of(path, sizeof(path), "cards.ini");
+		sim_path(path, sizeof(path), "cards.ini");
 		result = sim_config_read(path, &config);
 		if (result == 0 && stat(path, &status) == 0)
 			config_time = status.st_mtim;
@@ -188,6 +190,18 @@ bool sim_lost(int card)
 	lost = config.cards[card].lost;
 	pthread_mutex_unlock(&mutex);
 	return lost;
+}
+
+struct sim_faults sim_faults_of(int card)
+{
+	struct sim_faults faults;
+
+	pthread_mutex_lock(&mutex);
+	if (sim_now_ns() - config_checked_ns > 10000000u)
+		refresh();
+	faults = config.cards[card].faults;
+	pthread_mutex_unlock(&mutex);
+	return faults;
 }
 
 bool sim_visible(int card)

@@ -19,7 +19,16 @@
 #define SIM_RING 32
 #define SIM_BUCKET_NS 50000000u
 
+struct sim_faults { /* what cards.ini says of a card's health; may change under processes */
+	bool hangs; /* no question to it is answered */
+	bool no_memory_info; /* as cards that have no memory of their own */
+	bool remap_failed;
+	int recovery_action;
+	uint64_t uncorrected_errors;
+};
+
 struct sim_card {
+	struct sim_faults faults;
 	char uuid[48];
 	unsigned char uuid_bytes[16];
 	char name[64];
@@ -67,8 +76,10 @@ struct sim_state {
 int sim_load(void); /* 0 or a negative errno; may be called often */
 const struct sim_config *sim_config(void);
 bool sim_lost(int card); /* re-reads cards.ini when it has changed */
+struct sim_faults sim_faults_of(int card);
 bool sim_visible(int card);
 uint64_t sim_now_ns(void);
+void sim_path(char *path, size_t size, const char *name);
 
 int sim_alloc(int card, uint64_t bytes); /* 0, -ENOMEM or another errno */
 void sim_free(int card, uint64_t bytes);
