@@ -19,6 +19,7 @@ from hami_dra.policy.health import (
     classify_xid,
     find_lost,
     find_next_change,
+    forget_ended,
     list_faults,
     note_event,
     note_return,
@@ -146,7 +147,9 @@ class CardHealth:
         now = self._judged = self._clock.monotonic()
         faults: dict[str, tuple[Fault, ...]] = {}
         for uuid in {*self._states, *self._lost}:
-            held = list_faults(self._states.get(uuid, CardState()), now, self._config)
+            state = forget_ended(self._states.get(uuid, CardState()), now, self._config)
+            self._states[uuid] = state
+            held = list_faults(state, now, self._config)
             if uuid in self._lost:
                 held = (find_lost(self._config), *held)
             if held:

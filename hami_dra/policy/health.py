@@ -233,13 +233,36 @@ def list_faults(state: CardState, now: float, health: HealthConfig) -> tuple[Fau
     return tuple(faults)
 
 
+def forget_ended(state: CardState, now: float, health: HealthConfig) -> CardState:
+    """Return the state without reports whose time is over: a longer time later is not theirs."""
+    quiet = health.quiet_seconds
+    over = state.ecc is not None and now >= state.ecc.last + quiet
+    return replace(
+        state,
+        xids=tuple(
+            report
+            for report in state.xids
+            if now < report.last + quiet
+            or (
+                classify_xid(report.number, health.xids) == "fatal"
+                and not _is_reset(report, health)
+            )
+        ),
+        ecc=None if over else state.ecc,
+    )
+
+
+def _is_reset(report: Report, health: HealthConfig) -> bool:
+    return report.good_looks >= health.good_looks
+
+
 def _find_xid(state: CardState, now: float, health: HealthConfig) -> Fault | None:
     """Return the worst report that still holds: a fatal one before the latest suspicion."""
     suspected: Fault | None = None
     for report in reversed(state.xids):
         number, quiet_at = report.number, report.last + health.quiet_seconds
         kind = classify_xid(number, health.xids)
-        if kind == "fatal" and (report.good_looks < health.good_looks or now < quiet_at):
+        if kind == "fatal" and (now < quiet_at or not _is_reset(report, health)):
             return Fault(
                 Taint(names.TAINT_XID, str(number), health.fatal_effect),
                 f"XID {number}: the card has to be reset (dmesg has the driver's words)",

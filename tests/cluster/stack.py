@@ -44,6 +44,7 @@ class Stack(Installation):
     def __init__(self, cluster: Cluster, driver: DriverRoot, cards: Sequence[SimCard]) -> None:
         super().__init__(cluster)
         self._cards = tuple(cards)
+        self._node_config = cluster.directory / "node-config.json"
         self.driver = driver
 
     @classmethod
@@ -62,6 +63,7 @@ class Stack(Installation):
         """
         driver = create_driver_root(cluster.directory / "driver", cards, BUILD)
         stack = cls(cluster, driver, cards)
+        stack.configure_node({})
         stack.apply_manifests()
         stack.start_webhook(settings)
         stack.start_node()
@@ -85,6 +87,7 @@ class Stack(Installation):
             "--inject-path", f"{self.driver.sim_dir}:/run/vgpu-sim:rw",
             # So that a test of cards that change need not wait a minute.
             "--rediscover-seconds", "2",
+            "--config", str(self._node_config),
             "--health-listen",
             NODE_HEALTH.removeprefix("http://"),
         ]  # fmt: skip
@@ -118,6 +121,12 @@ class Stack(Installation):
     def wait_node_ended(self, timeout_seconds: float = 60.0) -> dict[str, Any]:
         """Return the node plugin's status once it has ended by itself."""
         return self.cluster.wait_process_ended("node", timeout_seconds)
+
+    def configure_node(self, config: Mapping[str, Any]) -> None:
+        """Replace the node plugin's configuration file; a running plugin reads it soon."""
+        temporary = self._node_config.with_suffix(".new")
+        temporary.write_text(json.dumps(config))
+        temporary.replace(self._node_config)
 
     def break_nvml(self) -> None:
         """Let NVML's initialisation fail from now on, as without a loaded kernel module."""

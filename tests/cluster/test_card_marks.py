@@ -1,11 +1,13 @@
 """Cards that must get no new claims, on a real node with a real scheduler."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from hami_dra.contract.names import ANNOTATION_DEVICE_CORDON, TAINT_LOST
+from hami_dra.contract.names import ANNOTATION_DEVICE_CORDON, TAINT_LOST, TAINT_RECOVERY, TAINT_XID
 from hami_dra.policy.devices import name_device
-from hami_dra.testing.simgpu import A100, T4, write_cards
+from hami_dra.testing.simgpu import A100, T4, report_xid, write_cards
 from tests.cluster.manifests import pod, text
 from tests.cluster.stack import Stack
 
@@ -45,8 +47,8 @@ def test_a_cordoned_card_gets_no_new_claim_and_keeps_its_pods(stack: Stack) -> N
     wait_marks(stack, {})
 
 
-def wait_health(stack: Stack, name: str, health: str) -> None:
-    """Return once kubelet says of every device of a pod that it has this health."""
+def wait_health(stack: Stack, name: str, health: str, message: str = "") -> None:
+    """Return once kubelet says of every device of a pod that it has this health, and why."""
 
     def says(item: dict[str, Any] | None) -> bool:
         (container,) = (item or {}).get("status", {}).get("containerStatuses") or [{}]
@@ -55,7 +57,10 @@ def wait_health(stack: Stack, name: str, health: str) -> None:
             for status in container.get("allocatedResourcesStatus") or ()
             for resource in status.get("resources") or ()
         ]
-        return bool(resources) and all(each.get("health") == health for each in resources)
+        return bool(resources) and all(
+            each.get("health") == health and message in (each.get("message") or "")
+            for each in resources
+        )
 
     stack.cluster.wait_for("pods", name, says)
 
@@ -75,3 +80,102 @@ def test_a_card_that_falls_off_the_bus_is_marked_and_returns(stack: Stack) -> No
         write_cards(stack.driver.sim_dir, (A100, T4))
     wait_marks(stack, {})
     wait_health(stack, "holder", "Healthy")
+
+
+@contextmanager
+def configured(stack: Stack, config: dict[str, Any]) -> Iterator[None]:
+    """Configure the node plugin for the length of the block."""
+    stack.configure_node(config)
+    try:
+        yield
+    finally:
+        stack.configure_node({})
+
+
+def on_t4(name: str) -> dict[str, Any]:
+    wanted = pod(name, gpu=1, gpumem=1000)
+    wanted["metadata"]["annotations"] = {"nvidia.com/use-gputype": "T4"}
+    return wanted
+
+
+def is_pending(item: dict[str, Any] | None) -> bool:
+    """Whether the scheduler has found no place for a pod."""
+    return any(
+        condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable"
+        for condition in (item or {}).get("status", {}).get("conditions") or ()
+    )
+
+
+def test_a_suspected_card_gets_no_new_claim_until_it_was_quiet(stack: Stack) -> None:
+    cluster = stack.cluster
+    with configured(stack, {"health": {"quietSeconds": 3600}}):
+        cluster.apply(text(on_t4("holder")))
+        cluster.wait_pod_running("holder")
+        report_xid(stack.driver.sim_dir, T4, 13)
+        report_xid(stack.driver.sim_dir, T4, 74)
+        wait_marks(stack, {name_device(T4.uuid): [TAINT_XID]})
+        wait_health(stack, "holder", "Unhealthy", "XID 74")
+        cluster.apply(text(on_t4("late")))
+        cluster.wait_for("pods", "late", is_pending)
+        assert stack.visible_mib("holder") == 1000
+
+        stack.configure_node({"health": {"quietSeconds": 0}})
+        wait_marks(stack, {})
+        cluster.wait_pod_running("late")
+        wait_health(stack, "holder", "Healthy")
+
+
+def test_a_card_that_needs_a_reset_loses_its_pods_if_the_operator_says_so(stack: Stack) -> None:
+    cluster = stack.cluster
+    with configured(stack, {"health": {"fatalEffect": "NoExecute", "quietSeconds": 1}}):
+        cluster.apply(text(on_t4("victim")))
+        cluster.wait_pod_running("victim")
+        try:
+            write_cards(stack.driver.sim_dir, (A100, replace(T4, recovery_action=1)))
+            report_xid(stack.driver.sim_dir, T4, 79)
+            wait_marks(stack, {name_device(T4.uuid): [TAINT_RECOVERY, TAINT_XID]})
+            cluster.wait_for("pods", "victim", lambda item: item is None)
+        finally:
+            write_cards(stack.driver.sim_dir, (A100, T4))
+        wait_marks(stack, {})
+        cluster.apply(text(on_t4("heir")))
+        cluster.wait_pod_running("heir")
+
+
+def test_a_card_that_hangs_leaves_the_other_one_to_work(stack: Stack) -> None:
+    cluster = stack.cluster
+    try:
+        write_cards(stack.driver.sim_dir, (A100, replace(T4, hangs=True)))
+        wait_marks(stack, {name_device(T4.uuid): [TAINT_LOST]})
+        cluster.apply(text(pod("works", gpu=1, gpumem=1000)))
+        cluster.wait_pod_running("works")
+    finally:
+        write_cards(stack.driver.sim_dir, (A100, T4))
+    wait_marks(stack, {})
+
+
+def test_a_changed_configuration_reaches_the_scheduler(stack: Stack) -> None:
+    cluster = stack.cluster
+    hidden = {"filterdevices": {"cel": [f"device.attributes[device.driver].uuid == '{T4.uuid}'"]}}
+    node = {"name": stack.node_name, "devicememoryscaling": 2, **hidden}
+    with configured(stack, {"nvidia": {"deviceSplitCount": 3}, "nodeconfig": [node]}):
+
+        def published() -> dict[str, tuple[str, str]]:
+            return {
+                device["name"]: (
+                    device["capacity"]["memory"]["value"],
+                    device["capacity"]["slots"]["value"],
+                )
+                for device in stack.devices()
+            }
+
+        wanted = {name_device(A100.uuid): ("80Gi", "3")}
+        cluster.wait_for_all("resourceslices", lambda _: published() == wanted)
+        cluster.apply(text(pod("large", gpu=1, gpumem=60000)))
+        cluster.wait_pod_running("large")
+        # More than the card has is not there to be seen.
+        assert stack.visible_mib("large") == A100.memory_mib
+        stack.configure_node({})
+        cluster.wait_for_all("resourceslices", lambda _: len(published()) == 2)
+        assert published()[name_device(A100.uuid)] == ("40Gi", "10")
+        assert stack.visible_mib("large") == A100.memory_mib

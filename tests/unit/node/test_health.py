@@ -61,6 +61,19 @@ async def test_another_configuration_judges_what_was_reported_before() -> None:
     assert told[-1] == {}
 
 
+async def test_a_mark_that_ended_does_not_come_back_with_another_configuration() -> None:
+    health, clock, told = make(quiet_seconds=10.0, good_looks=1)
+    for number in (74, 79, 31):
+        health.note_event(CardEvent("GPU-a", "xid", number))
+    health.note_event(CardEvent("GPU-a", "ecc"))
+    health.note_look({"GPU-a": WELL}, frozenset())
+    clock.advance(10.0)
+    health.note_look({"GPU-a": WELL}, frozenset())
+    assert told[-1] == {}
+    health.set_config(HealthConfig(quiet_seconds=3600.0, xids=XidTable(suspect=(31,))))
+    assert told[-1] == {}
+
+
 async def test_a_lost_card_keeps_what_was_reported_before_it_was_lost() -> None:
     health, _, told = make(quiet_seconds=60.0)
     health.note_event(CardEvent("GPU-a", "xid", 79))

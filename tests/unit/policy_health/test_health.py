@@ -15,6 +15,7 @@ from hami_dra.policy.health import (
     CardVitals,
     classify_xid,
     find_next_change,
+    forget_ended,
     list_faults,
     note_event,
     note_return,
@@ -197,6 +198,14 @@ def test_faults_have_different_keys_and_end_when_they_say(history: list[Any]) ->
             change = find_next_change(state, now, HEALTH)
             assert change is not None
             assert now < change <= fault.until
+
+
+@given(steps)
+def test_what_is_forgotten_marks_nothing(history: list[Any]) -> None:
+    state, now = walk(history)
+    forgotten = forget_ended(state, now, HEALTH)
+    assert list_faults(forgotten, now, HEALTH) == list_faults(state, now, HEALTH)
+    assert forget_ended(forgotten, now, HEALTH) == forgotten
 
 
 @given(st.lists(st.sampled_from(sorted(IGNORED_XIDS)), max_size=50))
