@@ -5,7 +5,7 @@ card is trusted again after it has been quiet, a card that needs a reset after i
 polled has to be bad, or good, several looks in a row, because one look may fall into a reset.
 
 A reset shows in two ways: the driver lost the card and described it again, or it asked for an
-action and asks no more (drivers from release 570 on).
+action and asks no more (newer drivers only).
 """
 
 import math
