@@ -118,14 +118,15 @@ class NvmlSource:
     async def _look(self, index: int, driver: _Driver) -> Described | SkippedGpu:
         running = self._cards.get(index)
         if running is not None and not running.done():
-            return SkippedGpu(index, "an earlier question to it has not been answered yet")
+            return SkippedGpu(index, "an earlier question has not been answered yet", hangs=True)
         running = run_in_daemon_thread(f"nvml-card-{index}", lambda: self._describe(index, driver))
         self._cards[index] = running
         try:
             async with asyncio.timeout(self._card_timeout_seconds):
                 return await asyncio.shield(running)
         except TimeoutError:
-            return SkippedGpu(index, f"no answer within {self._card_timeout_seconds:g} s")
+            reason = f"no answer within {self._card_timeout_seconds:g} s"
+            return SkippedGpu(index, reason, hangs=True)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this card's alone
             return SkippedGpu(index, str(error) or type(error).__name__)
 

@@ -15,10 +15,12 @@ class SkippedGpu:
     Attributes:
         index: Its position in the driver's order.
         reason: What failed, for a person.
+        hangs: It did not answer at all; whoever asks it next may wait for ever.
     """
 
     index: int
     reason: str
+    hangs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,13 +83,14 @@ class Inventory:
             _log.warning("gpus.unknown", error=str(error))
             self._on_state(str(error))
             self._note((), {})
-            self._on_stale()
             return False
         skipped = "; ".join(f"card {gpu.index}: {gpu.reason}" for gpu in found.skipped)
         self._on_state(f"skipped {skipped}" if skipped and not found.gpus else None)
         self._note(found.gpus, found.vitals, skipped)
         complete = not any(self._misses.values())
-        if not complete or self._bound not in {None, found.bound}:
+        stale = not complete or self._bound not in {None, found.bound}
+        if stale and not any(gpu.hangs for gpu in found.skipped):
+            # Whoever listens anew asks every card, and would hang with one that does.
             self._on_stale()
         self._bound = found.bound
         return complete and all(map(_is_well, found.vitals.values()))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from hami_dra.contract.errors import RetryError
-from hami_dra.gpu.source import Discovery, SkippedGpu
+from hami_dra.gpu.source import Discovery, SkippedGpu, Watch
 from hami_dra.policy.devices import GpuFacts
 
 if TYPE_CHECKING:
-    from hami_dra.policy.health import CardVitals
+    from collections.abc import Callable
+
+    from hami_dra.policy.health import CardEvent, CardVitals
 
 
 def make_gpu(number: int = 0, *, memory_mib: int = 40960) -> GpuFacts:
@@ -54,3 +57,29 @@ class FakeGpus:
         if self.fault is not None:
             raise RetryError(self.fault)
         return Discovery(self.gpus, self.skipped, dict(self.vitals), self.bound)
+
+
+class FakeEvents:
+    """An `EventSource` whose events a test makes.
+
+    Attributes:
+        pending: Events that will be heard.
+        reopened: How often it was to begin anew.
+    """
+
+    def __init__(self, *uuids: str) -> None:
+        self._uuids = frozenset(uuids)
+        self.pending: asyncio.Queue[CardEvent] = asyncio.Queue()
+        self.reopened = 0
+
+    async def run(
+        self, on_event: Callable[[CardEvent], None], on_watch: Callable[[Watch], None]
+    ) -> None:
+        """Pass on what is pending."""
+        on_watch(Watch(self._uuids))
+        while True:
+            on_event(await self.pending.get())
+
+    def reopen(self) -> None:
+        """Count."""
+        self.reopened += 1

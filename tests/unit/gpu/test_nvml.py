@@ -1,18 +1,22 @@
 """Cards as NVML tells of them; NVML here is a small object with its functions."""
 
+import asyncio
 import os
 import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hami_dra.contract.errors import FatalError, RetryError
 from hami_dra.gpu.facts import name_architecture, name_brand, normalize_bus_id, register_name
 from hami_dra.gpu.nvml import NvmlSource
 from hami_dra.gpu.topology import find_bound_devices, find_numa_node, find_pcie_root
-from hami_dra.policy.devices import describe_device
+from hami_dra.policy.devices import describe_device, describe_devices
 from hami_dra.policy.health import CardVitals
 from tests.unit.gpu.fakenvml import GPU_IS_LOST, MISMATCH, NOT_SUPPORTED, FakeNvml, NvmlError
 
@@ -86,9 +90,10 @@ async def test_a_card_that_hangs_costs_the_others_nothing(tmp_path: Path) -> Non
     nvml.cards[1].hangs = True
     cards = source(nvml, tmp_path, card_timeout_seconds=0.05)
     with nvml.hanging():
-        for reason in ("no answer within 0.05 s", "an earlier question to it has not been"):
+        for reason in ("no answer within 0.05 s", "an earlier question has not been"):
             found = await cards.discover()
             assert [gpu.index for gpu in found.gpus] == [0, 2]
+            assert found.skipped[0].hangs
             assert [(gpu.index, gpu.reason[: len(reason)]) for gpu in found.skipped] == [
                 (1, reason)
             ]
@@ -267,3 +272,46 @@ def test_a_brand_newer_than_our_list_is_unknown() -> None:
 def test_what_is_no_pci_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a PCI address"):
         normalize_bus_id(text)
+
+
+odd_answers = st.sampled_from(
+    [
+        ("GetHandleByIndex", NvmlError(GPU_IS_LOST)),
+        ("GetUUID", b"GPU-\xff\xfe"),
+        ("GetUUID", "GPU-0"),
+        ("GetUUID", NvmlError(999)),
+        ("GetName", "N" * 200),
+        ("GetName", "Grafik \u00fc\u4e2d" * 20),
+        ("GetName", b"\x00"),
+        ("GetBrand", 4711),
+        ("GetCudaComputeCapability", (99, 99)),
+        ("GetCudaComputeCapability", None),
+        ("GetMemoryInfo", NvmlError(NOT_SUPPORTED)),
+        ("GetMemoryInfo", NvmlError(999)),
+        ("GetPciInfo", NvmlError(NOT_SUPPORTED)),
+        ("GetPciInfo", SimpleNamespace(busId="nowhere")),
+        ("GetRemappedRows", NvmlError(NOT_SUPPORTED)),
+        ("GetFieldValues", NvmlError(13)),
+    ]
+)
+
+
+@given(st.lists(st.lists(odd_answers, max_size=3), min_size=2, max_size=5), st.data())
+@settings(max_examples=60, deadline=None)
+def test_cards_with_odd_answers_never_hide_the_sound_ones(
+    oddities: list[list[tuple[str, Any]]], data: st.DataObject
+) -> None:
+    nvml = FakeNvml(len(oddities))
+    sound = data.draw(st.sampled_from(range(len(oddities))))
+    for index, odd in enumerate(oddities):
+        for question, answer in odd if index != sound else ():
+            nvml.cards[index].answers[question] = answer
+    nvml.cards[sound].answers["GetUUID"] = "GPU-sound"
+
+    found = asyncio.run(NvmlSource(Path("/"), sysfs=Path("/none"), nvml=nvml).discover())
+
+    assert "GPU-sound" in [gpu.uuid for gpu in found.gpus]
+    assert len(found.gpus) + len(found.skipped) == len(oddities)
+    names = [device["name"] for device in describe_devices(found.gpus, split_count=10)]
+    assert len(set(names)) == len(found.gpus)
+    assert nvml.sessions == 0

@@ -19,8 +19,9 @@ from hami_dra.contract.names import DRIVER_NAME
 from hami_dra.kube.objects import CLAIMS, NODES, SLICES
 from hami_dra.node.app import run_node
 from hami_dra.node.settings import NodeSettings, parse_inject_path
+from hami_dra.policy.health import CardEvent, CardVitals
 from hami_dra.testing.fakecluster import FakeCluster
-from hami_dra.testing.fakegpus import FakeGpus, make_gpu
+from hami_dra.testing.fakegpus import FakeEvents, FakeGpus, make_gpu
 from hami_dra.testing.fakekubelet import FakeClaim, FakeKubelet
 from tests.unit.node.rig import NODE, make_claim, make_settings, make_share
 
@@ -40,7 +41,12 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def running(
-    base: Path, cluster: FakeCluster, gpus: FakeGpus, **changes: Any
+    base: Path,
+    cluster: FakeCluster,
+    gpus: FakeGpus,
+    *,
+    events: FakeEvents | None = None,
+    **changes: Any,
 ) -> AsyncIterator[NodeSettings]:
     """Run the process for the length of the block, then end it with SIGTERM."""
     kubeconfig = base / "kubeconfig"
@@ -51,7 +57,7 @@ async def running(
     )
     await cluster.put(NODES, {"metadata": {"name": NODE, "uid": "node-uid"}})
     settings = make_settings(base, kubeconfig=kubeconfig, health_port=free_port(), **changes)
-    task = asyncio.create_task(run_node(settings, source=gpus))
+    task = asyncio.create_task(run_node(settings, source=gpus, events=events))
     await until(lambda: settings.registration_socket.is_socket() or task.done())
     try:
         yield settings
@@ -167,6 +173,41 @@ async def test_a_changed_configuration_is_published_and_the_claims_of_before_sta
                 await asyncio.sleep(0.05)
         assert "hami_dra_node_config_current 0.0" in (await read(settings, "metrics"))[1]
         assert published() == [("40Gi", "10")]
+
+
+async def test_what_a_driver_reports_becomes_taints_and_ends(
+    base: Path, cluster: FakeCluster
+) -> None:
+    config = base / "config.yaml"
+    config.write_text(
+        "health: {quietSeconds: 0, goodLooks: 1, badLooks: 1, fatalEffect: NoExecute}"
+    )
+    card = make_gpu(0)
+    gpus, events = FakeGpus(card), FakeEvents(card.uuid)
+
+    def taints() -> list[tuple[str, str, str]]:
+        return [
+            (taint["key"].rpartition("/")[2], taint["value"], taint["effect"])
+            for item in cluster.objects(SLICES)
+            for device in item["spec"]["devices"]
+            for taint in device.get("taints") or ()
+        ]
+
+    async with running(base, cluster, gpus, events=events, config=config) as settings:
+        await cluster.wait_for(lambda: len(cluster.objects(SLICES)) == 1)
+        gpus.vitals = {card.uuid: CardVitals(recovery_action=1)}
+        events.pending.put_nowait(CardEvent(card.uuid, "xid", 13))
+        events.pending.put_nowait(CardEvent(card.uuid, "xid", 95))
+        marks = [("recovery", "gpu-reset", "NoExecute"), ("xid", "95", "NoExecute")]
+        await cluster.wait_for(lambda: taints() == marks, timeout_seconds=10)
+        _, metrics = await read(settings, "metrics")
+        assert f'hami_dra_node_card_xids_total{{uuid="{card.uuid}",xid="13"}} 1.0' in metrics
+        fault = "gpu.project-hami.io/xid"
+        assert f'hami_dra_node_card_fault{{key="{fault}",uuid="{card.uuid}"}} 1.0' in metrics
+        assert "hami_dra_node_cards_watched 1.0" in metrics
+
+        gpus.vitals = {card.uuid: CardVitals(recovery_action=0)}
+        await cluster.wait_for(lambda: not taints(), timeout_seconds=10)
 
 
 async def test_two_processes_do_not_share_a_state_directory(

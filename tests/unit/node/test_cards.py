@@ -76,6 +76,9 @@ async def test_nvml_looks_anew_when_the_driver_holds_other_cards_or_misses_some(
     gpus.gpus = (FIRST,)
     assert not await inventory.look()
     assert len(reopened) == 2
+    gpus.skipped = (SkippedGpu(1, "no answer within 5 s", hangs=True),)
+    assert not await inventory.look()
+    assert len(reopened) == 2
 
 
 async def test_a_card_that_is_not_well_is_looked_at_again_soon() -> None:
