@@ -65,18 +65,26 @@ def find_node(root: DriverRoot, name: str) -> DeviceNode | None:
     The GPU operator's driver container has the nodes in its root, Google's COS does not.
     """
     for local, host in ((root.local / "dev", root.host / "dev"), (root.devices, Path("/dev"))):
-        try:
-            status = (local / name).stat()
-        except OSError:
-            continue
-        if stat.S_ISCHR(status.st_mode):
-            return DeviceNode(
-                host_path=str(host / name),
-                container_path=f"/dev/{name}",
-                major=os.major(status.st_rdev),
-                minor=os.minor(status.st_rdev),
-            )
+        node = read_node(local / name, str(host / name), f"/dev/{name}")
+        if node is not None:
+            return node
     return None
+
+
+def read_node(local: Path, host_path: str, container_path: str) -> DeviceNode | None:
+    """Return a character device with the numbers that it has; ``None`` if it is something else."""
+    try:
+        status = local.stat()
+    except OSError:
+        return None
+    if not stat.S_ISCHR(status.st_mode):
+        return None
+    return DeviceNode(
+        host_path=host_path,
+        container_path=container_path,
+        major=os.major(status.st_rdev),
+        minor=os.minor(status.st_rdev),
+    )
 
 
 def _list_drm(sysfs: Path, pci_bus_id: str) -> list[str]:

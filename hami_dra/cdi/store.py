@@ -65,6 +65,10 @@ class CdiStore:
             raise self._explain(error) from error
         return True
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a file, whatever is in it."""
+        return self._path(name).exists()
+
     def remove(self, name: str) -> None:
         """Remove a file. Idempotent.
 

@@ -101,7 +101,7 @@ _DEFAULT = NodeSettings(node_name="-")
     envvar="HAMI_DRA_INJECT_PATH",
     multiple=True,
     metavar="HOST[:CONTAINER][:rw]",
-    help="More of the host for every container with a card. Repeatable.",
+    help="More of the host, files or devices, for every container with a card. Repeatable.",
 )
 @click.option(
     "--health-listen",

@@ -1,5 +1,6 @@
 """The card itself as a CDI device: the toolkit's if it defines one, else our own rendering."""
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -50,6 +51,7 @@ class BaseDevices:
         self._store = store
         self._clock = clock
         self._searched: _Searched | None = None
+        self._written: tuple[Edits, dict[str, Edits]] | None = None
         self._gpus: Mapping[str, GpuFacts] = {}
         self._told: set[tuple[str, str]] = set()
 
@@ -67,12 +69,13 @@ class BaseDevices:
         if gpu is None:
             raise RetryError(f"card {device.device} is gone from this node")
         card = find_card_edits(self._root, gpu.minor, gpu.pci_bus_id)
-        common = self._search(gpu.driver_version).edits
-        missing = self._find_missing([*card.host_paths(), *common.host_paths()])
+        searched = self._search(gpu.driver_version)
+        missing = _find_absent(searched.local_paths) or self._find_missing(card.host_paths())
         if missing is not None:
             self._searched = None
             raise RetryError(f"{missing}: no such file, needed by card {device.device}")
-        self._write(gpus, common)
+        if not self._is_written(device.device, card, searched.found.edits):
+            self._write(gpus, searched.found.edits)
         return f"{names.CDI_KIND_BASE}={device.device}"
 
     def write_cards(self, gpus: Mapping[str, GpuFacts]) -> None:
@@ -84,7 +87,7 @@ class BaseDevices:
         """
         self._gpus = gpus
         for gpu in gpus.values():
-            self._write(gpus, self._search(gpu.driver_version).edits)
+            self._write(gpus, self._search(gpu.driver_version).found.edits)
             return
 
     def repair(self) -> None:
@@ -124,21 +127,33 @@ class BaseDevices:
         )
         return None
 
-    def _search(self, driver_version: str) -> DriverFiles:
+    def _search(self, driver_version: str) -> "_Searched":
         known = self._searched
         now = self._clock()
         if known is None or not known.holds(driver_version, now):
             found = find_driver_files(self._root, driver_version)
             for problem in found.problems:
                 self._warn("cdi.driver_file_left_out", problem)
-            known = self._searched = _Searched(found, driver_version, now)
-        return known.found
+            local = [self._to_local(path) for path in found.edits.host_paths()]
+            known = self._searched = _Searched(found, driver_version, now, local)
+        return known
+
+    def _is_written(self, name: str, card: Edits, common: Edits) -> bool:
+        """Whether our file says this of a card; what others did to it `repair` puts right."""
+        return (
+            self._written is not None
+            and self._written[0] is common
+            and self._written[1].get(name) == card
+            and self._store.has(CARD_FILE)
+        )
 
     def _write(self, gpus: Mapping[str, GpuFacts], common: Edits) -> None:
         self._gpus = gpus
-        cards = list(self._list_cards(gpus))
+        cards = dict(self._list_cards(gpus))
         if cards:
-            self._store.write(CARD_FILE, render_spec(names.CDI_KIND_BASE, cards, common))
+            spec = render_spec(names.CDI_KIND_BASE, list(cards.items()), common)
+            self._store.write(CARD_FILE, spec)
+            self._written = (common, cards)
 
     def _list_cards(self, gpus: Mapping[str, GpuFacts]) -> Iterable[tuple[str, Edits]]:
         for name, gpu in sorted(gpus.items()):
@@ -148,10 +163,10 @@ class BaseDevices:
                 continue  # said when somebody wants that card
 
     def _find_missing(self, host_paths: Iterable[str]) -> str | None:
-        for path in dict.fromkeys(host_paths):
-            if not (self._root.to_local(path) or Path(path)).exists():
-                return path
-        return None
+        return next((p for p in host_paths if not Path(self._to_local(p)).exists()), None)
+
+    def _to_local(self, host_path: str) -> str:
+        return str(self._root.to_local(host_path) or host_path)
 
     def _warn(self, event: str, reason: str) -> None:
         """Log once: the same thing is found at every Prepare."""
@@ -163,8 +178,11 @@ class BaseDevices:
 class _Searched:
     """The result of a search, and whether it still holds."""
 
-    def __init__(self, found: DriverFiles, driver_version: str, now: float) -> None:
+    def __init__(
+        self, found: DriverFiles, driver_version: str, now: float, local_paths: Iterable[str]
+    ) -> None:
         self.found = found
+        self.local_paths = tuple(dict.fromkeys(local_paths))
         self._version = driver_version
         self._until = now + _SEARCH_SECONDS
         self._stamps = _stamp(found.directories)
@@ -175,6 +193,16 @@ class _Searched:
             and now < self._until
             and _stamp(self.found.directories) == self._stamps
         )
+
+
+def _find_absent(local_paths: Iterable[str]) -> str | None:
+    """Return a path that is not there. At every Prepare, so it makes no Path objects."""
+    for path in local_paths:
+        try:
+            os.stat(path)  # noqa: PTH116 - see above
+        except OSError:
+            return path
+    return None
 
 
 def _is_card(device: HostDevice, gpu: GpuFacts) -> bool:

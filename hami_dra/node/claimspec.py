@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from hami_dra.cdi.spec import Edits, Mount, render_spec
+from hami_dra.cdi.nodes import read_node
+from hami_dra.cdi.spec import DeviceNode, Edits, Mount, render_spec
 from hami_dra.contract import names
 from hami_dra.node.ledger import ClaimRecord
 from hami_dra.node.settings import InjectPath
@@ -51,9 +52,7 @@ def render_claim(
     inject_paths: Sequence[InjectPath],
 ) -> tuple[dict[str, Any], list[str]]:
     """Return a claim's CDI specification and the host paths that it refers to."""
-    injected = tuple(
-        Mount(str(path.host), path.container, read_only=path.read_only) for path in inject_paths
-    )
+    nodes, injected = _inject(inject_paths)
     library = (
         Mount(record.library, names.CONTAINER_LIBVGPU),
         Mount(str(preload), names.CONTAINER_PRELOAD),
@@ -71,6 +70,7 @@ def render_claim(
                         else ()
                     ),
                 ),
+                nodes=nodes,
                 environment=_NO_VENDOR_INJECTION,
             ),
         )
@@ -78,6 +78,18 @@ def render_claim(
     ]
     paths = dict.fromkeys(path for _, edits in devices for path in edits.host_paths())
     return render_spec(names.CDI_KIND_CLAIM, devices), list(paths)
+
+
+def _inject(paths: Sequence[InjectPath]) -> tuple[tuple[DeviceNode, ...], tuple[Mount, ...]]:
+    """Return device nodes and mounts: a node that is merely mounted cannot be opened."""
+    nodes, mounts = [], []
+    for path in paths:
+        node = read_node(path.host, str(path.host), path.container)
+        if node is not None:
+            nodes.append(node)
+        else:
+            mounts.append(Mount(str(path.host), path.container, read_only=path.read_only))
+    return tuple(nodes), tuple(mounts)
 
 
 def _mount_share(

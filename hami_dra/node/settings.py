@@ -14,7 +14,10 @@ _INJECT_PARTS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class InjectPath:
-    """A path of the host that every container with a card gets."""
+    """A path of the host that every container with a card gets.
+
+    A character device, such as ``/dev/gdrdrv``, is given as a device, everything else mounted.
+    """
 
     host: Path
     container: str

@@ -520,3 +520,24 @@ async def test_the_record_is_the_row(tmp_path: Path, cluster: FakeCluster) -> No
         (record,) = await rig.ledger.records()
 
     assert msgspec.json.decode(raw) == msgspec.json.decode(msgspec.json.encode(record))
+
+
+async def test_an_injected_device_is_a_device(tmp_path: Path, cluster: FakeCluster) -> None:
+    ref = await put_claim(cluster, make_claim("job", make_share()))
+    injected = (InjectPath(Path("/dev/null"), "/dev/gdrdrv"), InjectPath(tmp_path, "/data"))
+    async with start_rig(tmp_path, cluster, inject_paths=injected) as rig:
+        await rig.preparer.prepare(ref)
+        (name,) = rig.claim_files()
+        edits = rig.cdi_files()[name]["devices"][0]["containerEdits"]
+
+    assert edits["deviceNodes"] == [
+        {
+            "path": "/dev/gdrdrv",
+            "hostPath": "/dev/null",
+            "type": "c",
+            "major": 1,
+            "minor": 3,
+            "permissions": "rw",
+        }
+    ]
+    assert edits["mounts"][0]["containerPath"] == "/data"
