@@ -8,7 +8,6 @@ done: docs/decisions/0019 has the list.
 
 import os
 import re
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +121,7 @@ class _Search:
     def find_sockets(self) -> None:
         for name in _SOCKETS:
             for real in self._look_up(_SOCKET_DIRECTORIES, name):
-                if stat.S_ISSOCK(real.stat().st_mode):
+                if real.is_socket():
                     self._add(real, f"/run/{name}", executable=False)
                     break
 

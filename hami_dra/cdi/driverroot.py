@@ -1,6 +1,6 @@
 """The driver's directory, and links in it that are followed as if it were the root."""
 
-import os
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -67,11 +67,10 @@ class DriverRoot:
                 continue
             following = current / name
             try:
-                # EINVAL: no link. Everything else: not there, or not ours to look at.
                 target = following.readlink()
             except OSError as error:
-                if following.is_symlink() or not os.path.lexists(following):
-                    raise LinkError(self._explain(start, following, followed)) from error
+                if error.errno != errno.EINVAL:  # which means that it is no link
+                    raise LinkError(self._explain(start, error, followed)) from error
                 current = following
                 continue
             links += 1
@@ -84,7 +83,9 @@ class DriverRoot:
             pending.extend(reversed(target.parts))
         return current
 
-    def _explain(self, start: Path, absent: Path, target: str) -> str:
+    def _explain(self, start: Path, error: OSError, target: str) -> str:
+        if error.errno not in {errno.ENOENT, errno.ENOTDIR}:
+            return f"{error.filename} cannot be read: {error.strerror}"
         if not target:
             return f"{start} does not exist"
         outside = (
@@ -93,4 +94,5 @@ class DriverRoot:
             if target.startswith("/") and self.local != Path("/")
             else ""
         )
+        absent = error.filename
         return f"{start} is a dead link: {absent} does not exist (link to {target}{outside})"
