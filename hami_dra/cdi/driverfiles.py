@@ -108,6 +108,9 @@ class _Search:
     def find_binaries(self) -> None:
         for name in _BINARIES:
             for real in self._look_up(BINARY_DIRECTORIES, name):
+                if not os.access(real, os.X_OK):
+                    self._findings.problems.append(f"{real} is left out: it is not executable")
+                    continue
                 facts = read_elf(real)
                 if facts is None or facts.interpreter not in {None, *LOADERS}:
                     loader = facts.interpreter if facts else "no ELF file"

@@ -99,7 +99,7 @@ def put_graphics(directory: Path, version: str = VERSION) -> None:
 def put_programs(directory: Path, *names: str) -> None:
     """Write dynamic programs."""
     for name in names or ("nvidia-smi", "nvidia-debugdump", "nvidia-cuda-mps-control"):
-        put(directory / name, ELF_PROGRAM)
+        put(directory / name, ELF_PROGRAM).chmod(0o755)
 
 
 def put_configs(root: Path, *parts: str) -> None:
@@ -200,7 +200,8 @@ def nixos(root: Path) -> None:
     put_configs(driver, "share/vulkan/icd.d/nvidia_icd.x86_64.json")
     link(root / "run/opengl-driver", f"/nix/store/{driver.name}")
     tools = root / "nix/store/cccc-nvidia-x11-bin/bin"
-    put(tools / "nvidia-smi", make_elf(interpreter="/nix/store/dddd-glibc/lib/ld-linux.so.2"))
+    foreign = make_elf(interpreter="/nix/store/dddd-glibc/lib/ld-linux.so.2")
+    put(tools / "nvidia-smi", foreign).chmod(0o755)
     link(root / "run/current-system/sw", "/nix/store/cccc-nvidia-x11-bin")
 
 

@@ -331,6 +331,8 @@ def test_a_program_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
 
     assert "/usr/bin/nvidia-smi" not in {m.container_path for m in found.edits.mounts}
     assert any("no ELF file" in line for line in found.problems)
+    (root.local / "bin/nvidia-smi").chmod(0o644)
+    assert any("executable" in line for line in find_driver_files(root, VERSION).problems)
 
 
 def test_the_first_directory_that_has_a_name_has_it(tmp_path: Path) -> None:
