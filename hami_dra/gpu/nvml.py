@@ -40,6 +40,7 @@ class _Driver:
     version: str
     cuda_version: str
     count: int
+    bound: frozenset[str]
 
 
 class NvmlSource:
@@ -99,10 +100,11 @@ class NvmlSource:
                 raise RetryError(f"NVML did not answer within {self._timeout_seconds:g} s")
             driver = listed.result()
             looks = [self._look(index, driver) for index in range(driver.count)]
-            return self._collect(await asyncio.gather(*looks))
+            return self._collect(await asyncio.gather(*looks), driver)
         finally:
             leave.set()
-            await asyncio.wait({holding}, timeout=self._timeout_seconds)
+            if listed.done():
+                await asyncio.wait({holding}, timeout=self._timeout_seconds)
 
     def _list(self, nvml: Any) -> _Driver:
         try:
@@ -111,6 +113,7 @@ class NvmlSource:
                 version=_text(nvml.nvmlSystemGetDriverVersion()),
                 cuda_version=f"{cuda // 1000}.{cuda % 1000 // 10}",
                 count=int(nvml.nvmlDeviceGetCount()),
+                bound=find_bound_devices(self._sysfs),
             )
         except nvml.NVMLError as error:
             raise RetryError(f"NVML cannot list the cards: {error}") from error
@@ -130,7 +133,7 @@ class NvmlSource:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this card's alone
             return SkippedGpu(index, str(error) or type(error).__name__)
 
-    def _collect(self, answers: list[Described | SkippedGpu]) -> Discovery:
+    def _collect(self, answers: list[Described | SkippedGpu], driver: _Driver) -> Discovery:
         found: dict[str, Described] = {}
         skipped: list[SkippedGpu] = []
         for answer in answers:
@@ -148,7 +151,7 @@ class NvmlSource:
             tuple(gpu for gpu, _ in found.values()),
             tuple(skipped),
             vitals={gpu.uuid: vitals for gpu, vitals in found.values()},
-            bound=find_bound_devices(self._sysfs),
+            bound=driver.bound,
         )
 
     def _describe(self, index: int, driver: _Driver) -> Described:
