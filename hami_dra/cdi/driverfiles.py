@@ -170,11 +170,11 @@ class _Search:
             except LinkError:
                 continue
             self._findings.directories.append(directory)
-            path = directory / Path(name).name
-            if not os.path.lexists(path):
+            last = Path(name).name
+            if not os.path.lexists(directory / last):
                 continue
             try:
-                yield self._root.resolve(path)
+                yield self._root.resolve_in(directory, last)
             except LinkError as error:
                 self._findings.problems.append(str(error))
 
@@ -191,7 +191,7 @@ class _Search:
         found = []
         for name in (name for name in names if pattern.fullmatch(name)):
             try:
-                found.append((name, self._root.resolve(directory / name)))
+                found.append((name, self._root.resolve_in(directory, name)))
             except LinkError as error:
                 self._findings.problems.append(str(error))
         return found

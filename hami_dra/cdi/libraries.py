@@ -122,7 +122,7 @@ class _Scan:
 
     def _judge(self, directory: Path, entry: str, stem: str, prefix: str) -> None:
         try:
-            real = self._root.resolve(directory / entry)
+            real = self._root.resolve_in(directory, entry)
             if not self._belongs(real):
                 real = self._find_loaded(directory, entry, stem, real)
         except LinkError as error:
@@ -148,7 +148,7 @@ class _Scan:
             f"{directory / entry} leads to {real.name}, but driver {self._version} is loaded: an "
             f"update is half done; containers get {loaded}"
         )
-        return self._root.resolve(directory / loaded)
+        return self._root.resolve_in(directory, loaded)
 
     def _is_usable(self, real: Path) -> bool:
         known = self._judged.get(real)
