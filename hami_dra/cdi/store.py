@@ -2,7 +2,9 @@
 
 import errno
 import os
+import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,12 +45,17 @@ class CdiStore:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"")
-            path.unlink()
+            path.unlink(missing_ok=True)  # another instance may have been as quick
         except OSError as error:
             raise self._explain(error) from error
 
-    def write(self, name: str, spec: Mapping[str, Any]) -> bool:
+    def write(self, name: str, spec: Mapping[str, Any], *, shared: bool = False) -> bool:
         """Write a file durably and atomically; return whether anything changed.
+
+        Args:
+            name: Without suffix.
+            spec: Its content.
+            shared: See `write_durably`.
 
         Raises:
             CdiDirectoryError: See `probe`.
@@ -60,7 +67,7 @@ class CdiStore:
             if _read(path) == content:
                 return False
             self.directory.mkdir(parents=True, exist_ok=True)
-            write_durably(path, content, mode=0o644)
+            write_durably(path, content, mode=0o644, shared=shared)
         except OSError as error:
             raise self._explain(error) from error
         return True
@@ -99,7 +106,8 @@ class CdiStore:
     def sweep_temporaries(self) -> None:
         """Remove what a killed writer left behind. Errors are left to the next write."""
         for path in self.directory.glob(f".{self._prefix}*.tmp"):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
         if not name.startswith(self._prefix) or "/" in name:
@@ -117,12 +125,20 @@ class CdiStore:
         return RetryError(f"CDI directory {self.directory}: {reason}")
 
 
-def write_durably(path: Path, content: bytes, *, mode: int) -> None:
+def write_durably(path: Path, content: bytes, *, mode: int, shared: bool = False) -> None:
     """Replace a file so that after a crash it holds the old or the new content, never half.
 
     The temporary file does not end in ``.json``, so a runtime never reads it.
+
+    Args:
+        path: The file.
+        content: All of it.
+        mode: Its permissions.
+        shared: Whether another process may write it at the same time; else the temporary file
+            has a fixed name, so that what a killed writer left is used up by the next.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    token = f"{secrets.token_hex(4)}." if shared else ""
+    temporary = path.with_name(f".{path.name}.{token}tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         os.fchmod(descriptor, mode)  # whatever the umask says

@@ -20,6 +20,13 @@ _DEFAULT = NodeSettings(node_name="-")
     "--node-name", envvar="NODE_NAME", required=True, help="Name of this node's Node object."
 )
 @click.option(
+    "--pod-uid",
+    envvar="POD_UID",
+    default=_DEFAULT.pod_uid,
+    metavar="UID",
+    help="This pod's UID, if another instance may run beside it (maxSurge); else the only one.",
+)
+@click.option(
     "--kubeconfig",
     envvar=["HAMI_DRA_KUBECONFIG", "KUBECONFIG"],
     type=_FILE,

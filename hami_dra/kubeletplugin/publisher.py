@@ -2,15 +2,19 @@
 
 The kubelet deletes all slices of its node when it starts, and those of a driver that was away for
 30 s. The watch tells at once, and what is missing is created again within a second.
+
+Of several instances on a node only the one that leads publishes: two that differ would write
+against each other for ever.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import structlog
 
+from hami_dra.contract.errors import HamiDraError
 from hami_dra.kube import Api, ApiError, Informer
 from hami_dra.kube.errors import NotFoundError
 from hami_dra.kube.objects import NODES, SLICES
@@ -32,6 +36,11 @@ _RESYNC_SECONDS: Final = 600.0
 _INVALID: Final = 422
 
 Object = dict[str, Any]
+
+
+async def always_lead() -> bool:
+    """Say that this instance publishes: there is no other."""
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,10 @@ class PublisherStatistics:
     dropped_fields: tuple[str, ...] = ()
 
 
+class SupersededError(HamiDraError):
+    """Another instance leads in the middle of this one's writes."""
+
+
 class Publisher:
     """Publishes one pool: the node's.
 
@@ -66,13 +79,23 @@ class Publisher:
         api: Needs get on the node; list, watch, create, update, delete on resourceslices.
         driver: Driver name.
         node_name: The node; also the pool's name.
-        on_state: Called with ``None`` when what is stored is what should be, else with a reason.
+        on_state: Called with ``None`` when what is stored is what should be, or another instance
+            sees to it, else with a reason.
+        leads: Whether this instance is to publish; asked before every write. Call `refresh` when
+            the answer changes.
     """
 
     def __init__(
-        self, api: Api, *, driver: str, node_name: str, on_state: Callable[[str | None], None]
+        self,
+        api: Api,
+        *,
+        driver: str,
+        node_name: str,
+        on_state: Callable[[str | None], None],
+        leads: Callable[[], Awaitable[bool]] = always_lead,
     ) -> None:
         self._api = api
+        self._leads = leads
         self._driver = driver
         self._node_name = node_name
         self._on_state = on_state
@@ -130,9 +153,17 @@ class Publisher:
             self._wake.clear()
             if self._devices is None:
                 continue
+            if not await self._leads():
+                # What it wrote is not remembered: the other one has its own idea of the slices.
+                self._adopted.clear()
+                self._statistics = replace(self._statistics, published=False)
+                self._on_state(None)
+                continue
             try:
                 await self._reconcile(self._devices)
                 delay = low
+            except SupersededError:
+                continue
             except ApiError as error:
                 self._wake.set()
                 self._statistics = replace(
@@ -194,6 +225,7 @@ class Publisher:
 
     async def _execute(self, plan: SlicePlan) -> None:
         for item in plan.deletes:
+            await self._require_lead()
             metadata = item["metadata"]
             try:
                 await self._api.delete(
@@ -206,11 +238,18 @@ class Publisher:
                 continue
             self._count(deletes=1)
         for item in plan.replaces:
+            await self._require_lead()
             self._note_write(item, await self._api.replace(SLICES, item["metadata"]["name"], item))
             self._count(updates=1)
         for item in plan.creates:
+            await self._require_lead()
             self._note_write(item, await self._api.create(SLICES, item))
             self._count(creates=1)
+
+    async def _require_lead(self) -> None:
+        if not await self._leads():
+            self._wake.set()
+            raise SupersededError("another instance publishes now; it does the rest")
 
     def _count(self, *, creates: int = 0, updates: int = 0, deletes: int = 0) -> None:
         known = self._statistics

@@ -1,35 +1,38 @@
 """The node process: what is opened in which order, and closed in the reverse one.
 
-Start: (1) settings, one instance per state directory; (2) libvgpu on the host, ledger; (3) repair
-of CDI files and leftovers, before anybody can call; (4) health endpoints; (5) DRA socket; (6)
-registration socket, so that the kubelet finds a service behind it; (7) slices follow the cards.
+Start: (1) settings; (2) health endpoints; (3) a place among the instances of this node, libvgpu on
+the host, ledger, waiting for as long as the disk is full or read-only; (4) repair of CDI files and
+leftovers, before anybody can call; (5) DRA socket; (6) registration socket, so that the kubelet
+finds a service behind it; (7) slices follow the cards, while this instance leads.
 
-Stop: (1) registration socket away, which deregisters; (2) running calls end within the drain time,
-then the DRA socket goes; (3) background tasks; (4) ledger. Slices stay: the kubelet removes them
-if no plugin comes back within 30 s, and a restart inside that time goes unnoticed.
+Stop: (1) another instance may lead; (2) registration socket away, which deregisters; (3) running
+calls end within the drain time, then the DRA socket goes; (4) background tasks; (5) ledger, and
+the place among the instances. Slices stay: the kubelet removes them if no plugin comes back
+within 30 s, and a restart inside that time goes unnoticed.
 """
 
 import asyncio
-import fcntl
-import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
+from prometheus_client import CollectorRegistry
 
 from hami_dra.cdi.driverroot import DriverRoot
 from hami_dra.cdi.hostspecs import HostSpecs
 from hami_dra.cdi.store import CdiStore
-from hami_dra.contract.errors import FatalError, HamiDraError
+from hami_dra.contract.errors import HamiDraError, RetryError
 from hami_dra.contract.names import DRIVER_NAME
+from hami_dra.contract.nodeconfig import NodeConfig
 from hami_dra.gpu.events import NvmlEvents
 from hami_dra.gpu.nvml import NvmlSource
 from hami_dra.gpu.source import EventSource, GpuSource
 from hami_dra.kube import Api, connect
+from hami_dra.kubeletplugin.instances import Instance, follow_lead, sweep_sockets
 from hami_dra.kubeletplugin.locks import ClaimLocks
 from hami_dra.kubeletplugin.publisher import Publisher
 from hami_dra.kubeletplugin.registration import Registration
@@ -39,6 +42,7 @@ from hami_dra.node.basedevices import BaseDevices
 from hami_dra.node.cards import Cards
 from hami_dra.node.claimspec import FILE_PREFIX
 from hami_dra.node.configfile import ConfigFile
+from hami_dra.node.copies import read_copies
 from hami_dra.node.cordon import CordonWatch
 from hami_dra.node.healthstream import HealthStream
 from hami_dra.node.inventory import Inventory
@@ -55,7 +59,10 @@ from hami_dra.service.supervise import Supervisor
 
 _log = structlog.get_logger(__name__)
 
-CONDITIONS: Final = ("nvml", "slices", "registered", "cdi-dir")
+CONDITIONS: Final = ("nvml", "slices", "registered", "cdi-dir", "state-dir")
+_BACKOFF_SECONDS: Final = (0.5, 10.0)
+
+T = TypeVar("T")
 
 
 async def run_node(
@@ -78,123 +85,200 @@ async def run_node(
     """
     settings.check()
     readiness = Readiness(*CONDITIONS)
-    with _only_instance(settings.state_dir):
-        async with (
-            connect(settings.kubeconfig) as session,
-            _open_ledger(settings) as ledger,
-            _open_files(settings) as disk,
-            Supervisor() as supervisor,
-        ):
-            if source is None:
-                nvml = NvmlSource(settings.driver_root, sysfs=settings.sysfs)
-                source, events = nvml, events or NvmlEvents(nvml.library)
-            gpus = source, events
-            await _serve(settings, Api(session), ledger, disk, supervisor, readiness, gpus, step)
+    registry = CollectorRegistry()
+    if source is None:
+        nvml = NvmlSource(settings.driver_root, sysfs=settings.sysfs)
+        source, events = nvml, events or NvmlEvents(nvml.library)
+    async with (
+        AsyncExitStack() as opened,
+        connect(settings.kubeconfig) as session,
+        Supervisor() as supervisor,
+        serve_health(settings.health_host, settings.health_port, readiness, registry) as port,
+    ):
+        _log.info("node.starting", node=settings.node_name, health_port=port)
+
+        async def open_state() -> _State:
+            async with AsyncExitStack() as attempt:
+                state = await _open_state(settings, attempt)
+                opened.push_async_exit(attempt.pop_all())
+                return state
+
+        note = partial(readiness.set, "state-dir")
+        state = await _persist(open_state, supervisor, note)
+        if state is not None:
+            loop, config_file = asyncio.get_running_loop(), ConfigFile(settings.config)
+            config = await loop.run_in_executor(state.executor, config_file.read)
+            inputs = _Inputs(source, events, config_file, config)
+            node = _Node(settings, Api(session), state, readiness, inputs, step)
+            registry.register(node.metrics)
+            if await _persist(node.recovery.start, supervisor, note) is not None:
+                await node.serve(supervisor)
 
 
-async def _serve(  # noqa: PLR0917 - what run_node opened, handed on once
-    settings: NodeSettings,
-    api: Api,
-    ledger: Ledger,
-    disk: tuple[ClaimFiles, ThreadPoolExecutor],
-    supervisor: Supervisor,
-    readiness: Readiness,
-    gpus: tuple[GpuSource, EventSource | None],
-    step: Step,
-) -> None:
-    files, executor = disk
-    boot_id = read_boot_id()
-    locks = ClaimLocks()
-    publisher = Publisher(
-        api,
-        driver=DRIVER_NAME,
-        node_name=settings.node_name,
-        on_state=partial(readiness.set, "slices"),
-    )
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What is open on the disk."""
 
-    def write_cards() -> None:
-        executor.submit(_write_cards, files, cards.inventory)
+    instance: Instance
+    ledger: Ledger
+    files: ClaimFiles
+    executor: ThreadPoolExecutor
 
-    stream = HealthStream(pool=settings.node_name, clock=SystemClock())
-    config_file = ConfigFile(settings.config)
-    cards = Cards(
-        settings=settings,
-        config_file=config_file,
-        config=await asyncio.get_running_loop().run_in_executor(executor, config_file.read),
-        source=gpus[0],
-        events=gpus[1],
-        stream=stream,
-        clock=SystemClock(),
-        publish=publisher.publish,
-        on_cards=write_cards,
-        on_state=partial(readiness.set, "nvml"),
-    )
-    cordon = CordonWatch(api, node_name=settings.node_name, on_change=cards.offer.set_cordoned)
-    preparer = Preparer(
-        api=api,
-        ledger=ledger,
-        files=files,
-        offers=cards.offer.offers,
-        boot_id=boot_id,
-        settings=settings,
-        executor=executor,
-        step=step,
-    )
-    recovery = Recovery(
-        ledger=ledger,
-        files=files,
-        preparer=preparer,
-        locks=locks,
-        boot_id=boot_id,
-        executor=executor,
-        on_cdi=partial(readiness.set, "cdi-dir"),
-    )
-    await recovery.start()
 
-    def note_registration(reason: str | None) -> None:
-        readiness.set("registered", reason)
-        publisher.refresh()
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """Where what is known of cards comes from."""
 
-    service = DraService(
-        socket=settings.plugin_socket,
-        handler=preparer,
-        locks=locks,
-        budget_seconds=settings.prepare_budget_seconds,
-        beside=stream.services(),
-    )
-    registration = Registration(
-        socket=settings.registration_socket,
-        driver=DRIVER_NAME,
-        endpoint=settings.plugin_socket,
-        versions=(*VERSIONS, *healthstream.VERSIONS),
-        on_status=note_registration,
-    )
-    metrics = NodeMetrics(
-        service.statistics,
-        publisher.statistics,
-        config_file.statistics,
-        cards.health.statistics,
-    )
-    async with serve_health(
-        settings.health_host, settings.health_port, readiness, metrics.registry
-    ) as port:
-        cards.spawn(supervisor)
-        supervisor.spawn("publisher", publisher.run())
-        supervisor.spawn("cordon", cordon.run())
-        supervisor.spawn("repair", recovery.repair_forever(settings.repair_seconds))
-        supervisor.spawn("sweep", recovery.sweep_forever())
+    source: GpuSource
+    events: EventSource | None
+    config_file: ConfigFile
+    config: NodeConfig
+
+
+class _Node:
+    """The rooms of the process, wired to each other."""
+
+    def __init__(  # noqa: PLR0917 - what run_node opened, handed on once
+        self,
+        settings: NodeSettings,
+        api: Api,
+        state: _State,
+        readiness: Readiness,
+        inputs: _Inputs,
+        step: Step,
+    ) -> None:
+        self._settings = settings
+        self._state = state
+        self._readiness = readiness
+        instance, files, executor = state.instance, state.files, state.executor
+        sockets = settings.sockets
+        boot_id = read_boot_id()
+        locks = ClaimLocks(settings.state_dir / "claims.lock")
+        self.publisher = Publisher(
+            api,
+            driver=DRIVER_NAME,
+            node_name=settings.node_name,
+            on_state=partial(readiness.set, "slices"),
+            leads=instance.check_lead,
+        )
+        self.stream = HealthStream(pool=settings.node_name, clock=SystemClock())
+        self.cards = Cards(
+            settings=settings,
+            config_file=inputs.config_file,
+            config=inputs.config,
+            source=inputs.source,
+            events=inputs.events,
+            stream=self.stream,
+            clock=SystemClock(),
+            publish=self.publisher.publish,
+            on_cards=self._write_cards,
+            on_state=partial(readiness.set, "nvml"),
+        )
+        offer = self.cards.offer
+        self.cordon = CordonWatch(api, node_name=settings.node_name, on_change=offer.set_cordoned)
+        preparer = Preparer(
+            api=api,
+            ledger=state.ledger,
+            files=files,
+            offers=offer.offers,
+            boot_id=boot_id,
+            settings=settings,
+            executor=executor,
+            locks=locks,
+            step=step,
+        )
+        self.recovery = Recovery(
+            ledger=state.ledger,
+            files=files,
+            preparer=preparer,
+            locks=locks,
+            boot_id=boot_id,
+            executor=executor,
+            on_cdi=partial(readiness.set, "cdi-dir"),
+            leads=instance.check_lead,
+            alone=instance.alone,
+            sweep_more=partial(sweep_sockets, settings.kubelet_dir, DRIVER_NAME, sockets),
+        )
+        self.service = DraService(
+            socket=sockets.service,
+            handler=preparer,
+            locks=locks,
+            budget_seconds=settings.prepare_budget_seconds,
+            beside=self.stream.services(),
+        )
+        self.registration = Registration(
+            socket=sockets.registration,
+            driver=DRIVER_NAME,
+            endpoint=sockets.service,
+            versions=(*VERSIONS, *healthstream.VERSIONS),
+            on_status=self._note_registration,
+        )
+        self.metrics = NodeMetrics(
+            self.service.statistics,
+            self.publisher.statistics,
+            inputs.config_file.statistics,
+            self.cards.health.statistics,
+        )
+
+    async def serve(self, supervisor: Supervisor) -> None:
+        """Serve the kubelet until the process is asked to stop."""
+        settings, instance = self._settings, self._state.instance
+        self.cards.spawn(supervisor)
+        supervisor.spawn("publisher", self.publisher.run())
+        supervisor.spawn("cordon", self.cordon.run())
+        supervisor.spawn("repair", self.recovery.repair_forever(settings.repair_seconds))
+        supervisor.spawn("sweep", self.recovery.sweep_forever())
+        if instance.name:
+            supervisor.spawn("lead", follow_lead(instance, self._note_lead))
         try:
-            await service.start()
-            await registration.start()
-            _log.info("node.serving", node=settings.node_name, health_port=port)
+            await self.service.start()
+            await self.registration.start()
+            _log.info("node.serving", node=settings.node_name, instance=instance.number)
             await supervisor.wait()
         finally:
-            await registration.stop()
-            stream.close()
-            await service.stop(settings.drain_seconds)
+            instance.set_registered(registered=False)
+            await self.registration.stop()
+            self.stream.close()
+            await self.service.stop(settings.drain_seconds)
+
+    def _note_registration(self, reason: str | None) -> None:
+        self._readiness.set("registered", reason)
+        self._state.instance.set_registered(registered=reason is None)
+        self.publisher.refresh()
+
+    def _write_cards(self) -> None:
+        self._state.executor.submit(_try_to_write_cards, self._state.files, self.cards.inventory)
+
+    def _note_lead(self, _: bool) -> None:  # noqa: FBT001 - as `follow_lead` calls it
+        self.publisher.refresh()
 
 
-def _write_cards(files: ClaimFiles, inventory: Inventory) -> None:
+async def _persist(
+    work: Callable[[], Awaitable[T]], supervisor: Supervisor, note: Callable[[str | None], None]
+) -> T | None:
+    """Do work on the disk until it succeeds; ``None`` if the process is asked to stop first.
+
+    A disk that is full or read-only is a matter of minutes or of a person: ending the process
+    would only hide the reason in a loop of restarts.
+    """
+    delay, longest = _BACKOFF_SECONDS
+    while not supervisor.stopping.is_set():
+        try:
+            done = await work()
+        except RetryError as error:
+            _log.warning("node.waits", error=str(error), delay_seconds=delay)
+            note(str(error))
+        else:
+            note(None)
+            return done
+        with suppress(TimeoutError):
+            async with asyncio.timeout(delay):
+                await supervisor.stopping.wait()
+        delay = min(delay * 2, longest)
+    return None
+
+
+def _try_to_write_cards(files: ClaimFiles, inventory: Inventory) -> None:
     """Write the node-wide card file early; Prepare writes it as well and then reports errors."""
     try:
         files.base.write_cards(inventory.gpus())
@@ -202,20 +286,16 @@ def _write_cards(files: ClaimFiles, inventory: Inventory) -> None:
         _log.warning("cdi.cards_not_written", error=str(error))
 
 
-@asynccontextmanager
-async def _open_ledger(settings: NodeSettings) -> AsyncIterator[Ledger]:
-    ledger = await Ledger.open(settings.state_dir / "ledger.db")
-    try:
-        yield ledger
-    finally:
-        await ledger.close()
+async def _open_state(settings: NodeSettings, stack: AsyncExitStack) -> _State:
+    """Open everything on the disk, to be closed by the stack.
 
-
-@asynccontextmanager
-async def _open_files(
-    settings: NodeSettings,
-) -> AsyncIterator[tuple[ClaimFiles, ThreadPoolExecutor]]:
-    """Make everything that touches the disk, and the one thread that does."""
+    Raises:
+        FatalError: Another instance must be alone, or libvgpu cannot be read.
+        RetryError: The disk cannot be used at the moment.
+    """
+    instance = stack.enter_context(Instance.join(settings.state_dir, pod_uid=settings.pod_uid))
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="files")
+    stack.callback(executor.shutdown)
     root = DriverRoot(
         settings.driver_root,
         settings.host_driver_root or settings.driver_root,
@@ -223,39 +303,21 @@ async def _open_files(
     )
     store = CdiStore(settings.cdi_dir, prefix=FILE_PREFIX)
     specs = HostSpecs((*settings.cdi_search_dirs, settings.cdi_dir), ignored_prefix=FILE_PREFIX)
-    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="files")
-    try:
-        installed = await asyncio.get_running_loop().run_in_executor(
-            executor, install_library, settings.libvgpu, settings.state_dir
-        )
-        files = ClaimFiles(
-            store=store,
-            directories=ShareDirectories(settings.state_dir),
-            base=BaseDevices(root, specs, store),
-            installed=installed,
-            settings=settings,
-        )
-        yield files, executor
-    finally:
-        executor.shutdown()
-
-
-@contextmanager
-def _only_instance(state_dir: Path) -> Iterator[None]:
-    """Hold the state directory's lock; the kernel drops it however the process ends."""
-    path = state_dir / "lock"
-    try:
-        state_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise FatalError(f"--state-dir {state_dir} is not usable: {error}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise FatalError(
-            f"another node process uses {state_dir}; only one instance may run on a node"
-        ) from error
-    else:
-        yield
-    finally:
-        os.close(descriptor)
+    directories = ShareDirectories(settings.state_dir)
+    installed = await asyncio.get_running_loop().run_in_executor(
+        executor, install_library, settings.libvgpu, settings.state_dir
+    )
+    ledger = await Ledger.open(
+        settings.state_dir / "ledger.db",
+        copies=partial(read_copies, directories, store),
+        alone=lambda: not instance.peers(),
+    )
+    stack.push_async_callback(ledger.close)
+    files = ClaimFiles(
+        store=store,
+        directories=directories,
+        base=BaseDevices(root, specs, store),
+        installed=installed,
+        settings=settings,
+    )
+    return _State(instance, ledger, files, executor)

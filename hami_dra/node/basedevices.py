@@ -152,7 +152,7 @@ class BaseDevices:
         cards = dict(self._list_cards(gpus))
         if cards:
             spec = render_spec(names.CDI_KIND_BASE, list(cards.items()), common)
-            self._store.write(CARD_FILE, spec)
+            self._store.write(CARD_FILE, spec, shared=True)
             self._written = (common, cards)
 
     def _list_cards(self, gpus: Mapping[str, GpuFacts]) -> Iterable[tuple[str, Edits]]:

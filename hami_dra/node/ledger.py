@@ -2,13 +2,14 @@
 
 The ledger is what Unprepare works from (the claim may be gone), and the last line of defence
 against two owners of one share: a transaction that would take more of a card than is published
-fails. One thread owns the connection; every change is on disk when its call returns.
+fails. One thread owns the connection; every change is on disk when its call returns. Other
+processes may use the same file (see `ledgerfile`), and the file may be lost and filled anew while
+claims are worked on; whoever meets that tries again.
 """
 
 import asyncio
 import sqlite3
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import gt
@@ -16,33 +17,13 @@ from pathlib import Path
 from typing import Final, Self, TypeVar
 
 import msgspec
-import structlog
 
-from hami_dra.contract.errors import FatalError, RetryError
+from hami_dra import __version__
+from hami_dra.contract.errors import RetryError
+from hami_dra.node.ledgerfile import STEPS, DamageError, LedgerFile, is_damage, transaction
 from hami_dra.policy.binding import Binding
 from hami_dra.policy.devices import CardCapacity
 
-_log = structlog.get_logger(__name__)
-
-_VERSION: Final = 1
-_SCHEMA: Final = """
-CREATE TABLE claims (
-  uid TEXT PRIMARY KEY,
-  boot_id TEXT NOT NULL,     -- boot in which it was last prepared
-  ready INTEGER NOT NULL,    -- 0: intended, no answer was given
-  record BLOB NOT NULL       -- JSON of ClaimRecord
-) STRICT;
-CREATE TABLE shares (
-  uid TEXT NOT NULL REFERENCES claims (uid) ON DELETE CASCADE,
-  device TEXT NOT NULL,
-  exclusive INTEGER NOT NULL,
-  memory_mib INTEGER NOT NULL,
-  cores INTEGER NOT NULL,
-  slots INTEGER NOT NULL
-) STRICT;
-CREATE INDEX shares_by_device ON shares (device);
-"""
-_BUSY_SECONDS: Final = 5.0
 _NOTHING: Final = (-1, -1, -1, -1, -1)
 
 T = TypeVar("T")
@@ -65,44 +46,76 @@ class ClaimRecord:
     ready: bool = False
 
 
+class CardTakenError(RetryError):
+    """A card has no room for a claim.
+
+    Attributes:
+        holders: UIDs of the claims that have the rest of it.
+    """
+
+    def __init__(self, message: str, holders: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.holders = holders
+
+
 class Ledger:
     """The ledger of one node; made by `open`.
 
     Every method may be cancelled: its change is then made or not, never half.
-
-    Attributes:
-        empty_start: Whether this file began empty: a new node, or a ledger that was lost.
     """
 
-    def __init__(self, connection: sqlite3.Connection, executor: ThreadPoolExecutor) -> None:
-        self._connection = connection
+    def __init__(self, file: LedgerFile, executor: ThreadPoolExecutor) -> None:
+        self._file = file
         self._executor = executor
-        self.empty_start = False
 
     @classmethod
-    async def open(cls, path: Path) -> Self:
-        """Open or create a ledger; one that cannot be read is moved aside.
+    async def open(
+        cls,
+        path: Path,
+        *,
+        copies: Callable[[], Iterable[ClaimRecord]] = tuple,
+        alone: Callable[[], bool] = lambda: True,
+        steps: tuple[str, ...] = STEPS,
+    ) -> Self:
+        """Open or create a ledger; one that cannot be read is replaced.
+
+        Args:
+            path: Of the file.
+            copies: Returns the claims that a new file is to hold. Blocking.
+            alone: Whether no other process uses the file. Blocking.
+            steps: See `LedgerFile`.
 
         Raises:
-            FatalError: The directory is not usable.
+            RetryError: The file cannot be used at the moment: a full or read-only disk, say.
         """
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
-        loop = asyncio.get_running_loop()
+
+        def fill(connection: sqlite3.Connection) -> int:
+            count = 0
+            for record in copies():
+                _put(connection, record)
+                _mark_ready(connection, record.binding.claim_uid, record.boot_id)
+                count += 1
+            return count
+
+        ledger = cls(
+            LedgerFile(path, fill=fill, check=_check_record, alone=alone, steps=steps), executor
+        )
         try:
-            connection, empty_start = await loop.run_in_executor(executor, _open, path)
-        except (OSError, sqlite3.Error) as error:
+            await ledger._run(lambda _: None)
+        except BaseException:
             executor.shutdown()
-            raise FatalError(
-                f"ledger {path} cannot be opened: {error}; --state-dir must be a writable "
-                "directory on a local disk"
-            ) from error
-        ledger = cls(connection, executor)
-        ledger.empty_start = empty_start
+            raise
         return ledger
+
+    @property
+    def restored(self) -> int:
+        """How many claims came from copies because a file was lost."""
+        return self._file.restored
 
     async def close(self) -> None:
         """Close the file."""
-        await self._run(self._connection.close)
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._file.close)
         self._executor.shutdown()
 
     async def begin(self, record: ClaimRecord, capacities: Mapping[str, CardCapacity]) -> None:
@@ -112,127 +125,176 @@ class Ledger:
         card already is not asked for again, so that it stays when less of the card is offered.
 
         Raises:
-            RetryError: A card is taken; names the claims that hold it.
+            CardTakenError: A card is taken; names the claims that hold it.
         """
-        await self._run(self._begin, record, capacities)
+        await self._run(_begin, record, capacities)
 
     async def finish(self, uid: str, boot_id: str) -> None:
-        """Record that a claim is ready."""
-        await self._run(
-            self._execute, "UPDATE claims SET ready = 1, boot_id = ? WHERE uid = ?", boot_id, uid
-        )
+        """Record that a claim is ready.
 
-    async def restore(self, record: ClaimRecord) -> None:
-        """Put a claim back that was found on disk, without asking whether there is room."""
-        await self._run(self._begin, record, {})
-        if record.ready:
-            await self.finish(record.binding.claim_uid, record.boot_id)
+        Raises:
+            RetryError: The ledger was lost since `begin`; begin again.
+        """
+        await self._run(_finish, uid, boot_id)
 
     async def find(self, uid: str) -> ClaimRecord | None:
         """Return a claim's record."""
-        found = await self._run(self._select, "WHERE uid = ?", uid)
+        found = await self._run(_select, "WHERE uid = ?", uid)
         return found[0] if found else None
 
     async def records(self) -> list[ClaimRecord]:
         """Return all records, by UID."""
-        return await self._run(self._select, "ORDER BY uid")
+        return await self._run(_select, "ORDER BY uid")
 
     async def remove(self, uid: str) -> None:
         """Forget a claim. Idempotent."""
-        await self._run(self._execute, "DELETE FROM claims WHERE uid = ?", uid)
+        await self._run(_remove, uid)
 
     async def _run(self, work: Callable[..., T], *arguments: object) -> T:
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._executor, work, *arguments)
-        except sqlite3.OperationalError as error:
-            raise RetryError(f"the ledger cannot be written: {error}") from error
+            return await loop.run_in_executor(self._executor, self._attempt, work, arguments)
+        except (OSError, sqlite3.DatabaseError, DamageError) as error:
+            raise RetryError(
+                f"the ledger cannot be used: {error}; --state-dir must be a writable directory on "
+                "a local disk with room"
+            ) from error
 
-    def _execute(self, statement: str, *values: object) -> None:
-        with self._connection:
-            self._connection.execute(statement, values)
+    def _attempt(self, work: Callable[..., T], arguments: tuple[object, ...]) -> T:
+        """Work on the file as it is; once more on a new one if it proves to be damaged."""
+        try:
+            return work(self._file.connection(), *arguments)
+        except (sqlite3.DatabaseError, DamageError) as error:
+            if not is_damage(error):
+                raise
+            self._file.replace(str(error))
+        return work(self._file.connection(), *arguments)
 
-    def _select(self, clause: str, *values: object) -> list[ClaimRecord]:
-        rows = self._connection.execute(
-            f"SELECT record, boot_id, ready FROM claims {clause}",  # noqa: S608 - constants
-            values,
-        ).fetchall()
-        return [
-            ClaimRecord(
-                binding=stored.binding, library=stored.library, boot_id=boot_id, ready=bool(ready)
-            )
-            for raw, boot_id, ready in rows
-            for stored in (decode_record(raw),)
-        ]
 
-    def _begin(self, record: ClaimRecord, capacities: Mapping[str, CardCapacity]) -> None:
-        uid = record.binding.claim_uid
-        connection = self._connection
-        with connection:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute(
-                "INSERT INTO claims (uid, boot_id, ready, record) VALUES (?, ?, 0, ?) "
-                "ON CONFLICT (uid) DO UPDATE SET record = excluded.record",
-                (uid, record.boot_id, encode_record(record)),
-            )
-            held = self._sum_shares(uid)
-            connection.execute("DELETE FROM shares WHERE uid = ?", (uid,))
-            connection.executemany(
-                "INSERT INTO shares VALUES (?, ?, ?, ?, ?, ?)",
-                [
-                    (
-                        uid,
-                        device.device,
-                        int(device.exclusive),
-                        device.consumed_memory_mib,
-                        device.consumed_cores,
-                        device.consumed_slots,
-                    )
-                    for device in record.binding.devices
-                    if not device.admin
-                ],
-            )
-            for device, taken in sorted(self._sum_shares(uid).items()):
-                grown = any(map(gt, taken, held.get(device, _NOTHING)))
-                if grown and device in capacities:
-                    self._check(uid, device, capacities[device])
+def _begin(
+    connection: sqlite3.Connection, record: ClaimRecord, capacities: Mapping[str, CardCapacity]
+) -> None:
+    uid = record.binding.claim_uid
+    with transaction(connection):
+        held = _sum_shares(connection, uid)
+        _put(connection, record)
+        for device, taken in sorted(_sum_shares(connection, uid).items()):
+            grown = any(map(gt, taken, held.get(device, _NOTHING)))
+            if grown and device in capacities:
+                _check_card(connection, uid, device, capacities[device])
 
-    def _sum_shares(self, uid: str) -> dict[str, tuple[int, ...]]:
-        """Return what a claim takes of each card: memory, cores, slots, whole, number of shares."""
-        rows = self._connection.execute(
-            "SELECT device, sum(memory_mib), sum(cores), sum(slots), max(exclusive), count(*) "
-            "FROM shares WHERE uid = ? GROUP BY device",
-            (uid,),
+
+def _sum_shares(connection: sqlite3.Connection, uid: str) -> dict[str, tuple[int, ...]]:
+    """Return what a claim takes of each card: memory, cores, slots, whole, number of shares."""
+    rows = connection.execute(
+        "SELECT device, sum(memory_mib), sum(cores), sum(slots), max(exclusive), count(*) "
+        "FROM shares WHERE uid = ? GROUP BY device",
+        (uid,),
+    )
+    return {device: tuple(taken) for device, *taken in rows}
+
+
+def _put(connection: sqlite3.Connection, record: ClaimRecord) -> None:
+    """Store a claim and its shares. A claim that is ready stays ready, in its boot."""
+    uid = record.binding.claim_uid
+    known = _select(connection, "WHERE uid = ?", uid)
+    if not known or (known[0].binding, known[0].library) != (record.binding, record.library):
+        # Else the row stays as it is: a newer program may have written more into it.
+        connection.execute(
+            "INSERT INTO claims (uid, boot_id, ready, record, writer) VALUES (?, ?, 0, ?, ?) "
+            "ON CONFLICT (uid) DO UPDATE SET record = excluded.record, writer = excluded.writer",
+            (uid, record.boot_id, encode_record(record), __version__),
         )
-        return {device: tuple(taken) for device, *taken in rows}
-
-    def _check(self, uid: str, device: str, capacity: CardCapacity) -> None:
-        memory, cores, slots, exclusive, count = self._connection.execute(
-            "SELECT sum(memory_mib), sum(cores), sum(slots), max(exclusive), count(*) "
-            "FROM shares WHERE device = ?",
-            (device,),
-        ).fetchone()
-        over = [
-            f"{name} {taken} of {limit}"
-            for name, taken, limit in (
-                ("memory MiB", memory, capacity.memory_mib),
-                ("cores", cores, capacity.cores),
-                ("slots", slots, capacity.slots),
+    connection.execute("DELETE FROM shares WHERE uid = ?", (uid,))
+    connection.executemany(
+        "INSERT INTO shares (uid, device, exclusive, memory_mib, cores, slots) "
+        "VALUES (?, ?, ?, ?, ?, ?)",
+        [
+            (
+                uid,
+                device.device,
+                int(device.exclusive),
+                device.consumed_memory_mib,
+                device.consumed_cores,
+                device.consumed_slots,
             )
-            if taken > limit
-        ]
-        if exclusive and count > 1:
-            over = ["a whole card and other shares"]
-        if not over:
-            return
-        others = self._connection.execute(
-            "SELECT DISTINCT uid FROM shares WHERE device = ? AND uid <> ?", (device, uid)
-        ).fetchall()
-        held = ", ".join(other for (other,) in others) or "nobody else"
-        raise RetryError(
-            f"card {device} has no room for claim {uid}: {', '.join(over)}; held by claims {held} "
-            "(a pod that was deleted by force may still be ending)"
+            for device in record.binding.devices
+            if not device.admin
+        ],
+    )
+
+
+def _finish(connection: sqlite3.Connection, uid: str, boot_id: str) -> None:
+    with transaction(connection):
+        if not _mark_ready(connection, uid, boot_id):
+            raise RetryError(f"the ledger lost claim {uid} while it was prepared")
+
+
+def _mark_ready(connection: sqlite3.Connection, uid: str, boot_id: str) -> bool:
+    changed = connection.execute(
+        "UPDATE claims SET ready = 1, boot_id = ? WHERE uid = ?", (boot_id, uid)
+    )
+    return changed.rowcount == 1
+
+
+def _remove(connection: sqlite3.Connection, uid: str) -> None:
+    with transaction(connection):
+        connection.execute("DELETE FROM claims WHERE uid = ?", (uid,))
+
+
+def _select(connection: sqlite3.Connection, clause: str, *values: object) -> list[ClaimRecord]:
+    rows = connection.execute(
+        f"SELECT uid, record, boot_id, ready FROM claims {clause}",  # noqa: S608 - constants
+        values,
+    ).fetchall()
+    return [
+        ClaimRecord(
+            binding=stored.binding, library=stored.library, boot_id=boot_id, ready=bool(ready)
         )
+        for uid, raw, boot_id, ready in rows
+        for stored in (_check_record(uid, raw),)
+    ]
+
+
+def _check_card(
+    connection: sqlite3.Connection, uid: str, device: str, capacity: CardCapacity
+) -> None:
+    memory, cores, slots, exclusive, count = connection.execute(
+        "SELECT sum(memory_mib), sum(cores), sum(slots), max(exclusive), count(*) "
+        "FROM shares WHERE device = ?",
+        (device,),
+    ).fetchone()
+    over = [
+        f"{name} {taken} of {limit}"
+        for name, taken, limit in (
+            ("memory MiB", memory, capacity.memory_mib),
+            ("cores", cores, capacity.cores),
+            ("slots", slots, capacity.slots),
+        )
+        if taken > limit
+    ]
+    if exclusive and count > 1:
+        over = ["a whole card and other shares"]
+    if not over:
+        return
+    others = connection.execute(
+        "SELECT DISTINCT uid FROM shares WHERE device = ? AND uid <> ? ORDER BY uid",
+        (device, uid),
+    ).fetchall()
+    holders = tuple(str(other) for (other,) in others)
+    raise CardTakenError(
+        f"card {device} has no room for claim {uid}: {', '.join(over)}; held by claims "
+        f"{', '.join(holders) or 'nobody else'} (a pod that was deleted by force may still be "
+        "ending)",
+        holders,
+    )
+
+
+def _check_record(uid: str, raw: bytes) -> ClaimRecord:
+    try:
+        return decode_record(raw)
+    except msgspec.MsgspecError as error:
+        raise DamageError(f"record of {uid} cannot be read: {error}") from error
 
 
 def encode_record(record: ClaimRecord) -> bytes:
@@ -247,55 +309,3 @@ def decode_record(raw: bytes) -> ClaimRecord:
         msgspec.MsgspecError: Not a record.
     """
     return msgspec.json.decode(raw, type=ClaimRecord)
-
-
-def _open(path: Path) -> tuple[sqlite3.Connection, bool]:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    existed = path.exists()
-    try:
-        return _connect(path), not existed
-    except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError) and not path.is_file():
-            raise
-        aside = path.with_name(f"{path.name}.bad-{time.time_ns()}")
-        _log.error("ledger.corrupt", path=str(path), moved_to=str(aside), error=str(error))
-        for suffix in ("", "-wal", "-shm"):
-            old = path.with_name(path.name + suffix)
-            if old.exists():
-                old.rename(aside.with_name(aside.name + suffix))
-        return _connect(path), True
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    # isolation_level None: transactions begin where we say so.
-    connection = sqlite3.connect(
-        path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=True
-    )
-    try:
-        _set_up(connection)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _set_up(connection: sqlite3.Connection) -> None:
-    """Make the tables, or prove that they can be read."""
-    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
-    (health,) = connection.execute("PRAGMA quick_check").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if health != "ok" or mode != "wal":
-        raise sqlite3.DatabaseError(f"quick_check says {health}, journal mode is {mode}")
-    if version == 0:
-        connection.executescript(
-            f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;"
-        )
-    elif version != _VERSION:
-        raise sqlite3.DatabaseError(f"schema {version}, this program knows {_VERSION}")
-    for uid, raw in connection.execute("SELECT uid, record FROM claims"):
-        try:
-            decode_record(raw)
-        except msgspec.MsgspecError as error:
-            raise sqlite3.DatabaseError(f"record of {uid} cannot be read: {error}") from error

@@ -12,7 +12,7 @@ from typing import Final
 from hami_dra import __version__
 from hami_dra.cdi.store import write_durably
 from hami_dra.contract import names
-from hami_dra.contract.errors import FatalError
+from hami_dra.contract.errors import FatalError, RetryError
 
 _DIGEST_LENGTH: Final = 12
 _LIBRARY_MODE: Final = 0o555
@@ -37,11 +37,15 @@ def install_library(source: Path, state_dir: Path) -> InstalledLibrary:
     """Copy the library to ``<state>/lib/libvgpu-<version>-<digest>.so``. Idempotent. Blocking.
 
     Raises:
-        FatalError: The source cannot be read or the state directory not written.
+        FatalError: The source cannot be read.
+        RetryError: The state directory cannot be written at the moment.
     """
     directory = state_dir / "lib"
     try:
         content = source.read_bytes()
+    except OSError as error:
+        raise FatalError(f"libvgpu cannot be read from --libvgpu {source}: {error}") from error
+    try:
         digest = hashlib.sha256(content).hexdigest()[:_DIGEST_LENGTH]
         installed = InstalledLibrary(
             library=directory / f"libvgpu-{__version__}-{digest}.so",
@@ -49,22 +53,27 @@ def install_library(source: Path, state_dir: Path) -> InstalledLibrary:
         )
         directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
         if not _holds(installed.library, content):
-            write_durably(installed.library, content, mode=_LIBRARY_MODE)
+            write_durably(installed.library, content, mode=_LIBRARY_MODE, shared=True)
         line = f"{names.CONTAINER_LIBVGPU}\n".encode()
         if not _holds(installed.preload, line):
-            write_durably(installed.preload, line, mode=_PRELOAD_MODE)
+            write_durably(installed.preload, line, mode=_PRELOAD_MODE, shared=True)
     except OSError as error:
-        raise FatalError(
-            f"libvgpu cannot be installed from {source} into {directory}: {error}; see --libvgpu "
-            "and --state-dir"
+        raise RetryError(
+            f"libvgpu cannot be installed into {directory}: {error}; --state-dir must be a "
+            "writable directory on a local disk with room"
         ) from error
     return installed
 
 
 def remove_unused(state_dir: Path, used: Container[str]) -> list[Path]:
-    """Remove libraries that no prepared claim has; return what was removed. Blocking."""
+    """Remove libraries that no prepared claim has, and half-written ones. Blocking.
+
+    To be called while no other instance can install one. Returns what was removed.
+    """
+    directory = state_dir / "lib"
     unused = [
-        path for path in sorted((state_dir / "lib").glob("libvgpu-*.so")) if str(path) not in used
+        *(path for path in sorted(directory.glob("libvgpu-*.so")) if str(path) not in used),
+        *sorted(directory.glob(".*.tmp")),
     ]
     for path in unused:
         path.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -33,8 +32,6 @@ class NodeMetrics(Collector):
         self._publisher = publisher
         self._config = config
         self._health = health
-        self.registry = CollectorRegistry()
-        self.registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
         """Return every family with its values of now."""

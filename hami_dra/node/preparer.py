@@ -18,18 +18,20 @@ import structlog
 from hami_dra.cdi.store import CdiStore
 from hami_dra.contract.errors import RetryError, UserError
 from hami_dra.contract.names import CDI_KIND_CLAIM
-from hami_dra.kube import Api
+from hami_dra.kube import Api, ApiError
 from hami_dra.kube.errors import NotFoundError
 from hami_dra.kube.objects import CLAIMS
+from hami_dra.kubeletplugin.locks import ClaimLocks
 from hami_dra.kubeletplugin.service import ClaimRef, PreparedDevice
 from hami_dra.node.basedevices import BaseDevices
 from hami_dra.node.claimspec import name_devices, name_file, render_claim
-from hami_dra.node.ledger import ClaimRecord, Ledger, encode_record
+from hami_dra.node.copies import read_copy
+from hami_dra.node.ledger import CardTakenError, ClaimRecord, Ledger, encode_record
 from hami_dra.node.libfile import InstalledLibrary
 from hami_dra.node.settings import NodeSettings
 from hami_dra.node.sharedir import ShareDirectories
 from hami_dra.policy.binding import Binding, bind_claim
-from hami_dra.policy.devices import CardOffer, GpuFacts
+from hami_dra.policy.devices import CardCapacity, CardOffer, GpuFacts
 
 PREPARE_STEPS: Final = (
     "ledger-intent",
@@ -80,6 +82,17 @@ class ClaimFiles:
                 raise RetryError(f"{path}: no such file, but the claim's containers need it")
         return self.store.write(name_file(record.binding.claim_uid), spec)
 
+    def write_copy(self, record: ClaimRecord) -> None:
+        """Write the copy of a claim's row, unless it says so already, perhaps and more.
+
+        Raises:
+            RetryError: It cannot be written at the moment.
+        """
+        uid = record.binding.claim_uid
+        raw = self.directories.read_record(uid)
+        if raw is None or read_copy(uid, raw) != record:
+            self.directories.write_record(uid, encode_record(record))
+
     def choose_library(self, known: ClaimRecord | None) -> str:
         """Return the library for a claim: the one its containers have already, if any."""
         if known is not None and Path(known.library).is_file():
@@ -98,6 +111,7 @@ class Preparer:
         boot_id: Of the running kernel.
         settings: The node's.
         executor: The one thread that touches `files`.
+        locks: Whose lock of the claim the caller holds.
         step: Called after each durable step with its name (`PREPARE_STEPS`, `UNPREPARE_STEPS`).
     """
 
@@ -111,9 +125,11 @@ class Preparer:
         boot_id: str,
         settings: NodeSettings,
         executor: ThreadPoolExecutor,
+        locks: ClaimLocks,
         step: Step = no_step,
     ) -> None:
         self._api = api
+        self._locks = locks
         self._ledger = ledger
         self._files = files
         self._offers = offers
@@ -138,13 +154,9 @@ class Preparer:
         )
         base_ids = await self._in_thread(self._resolve_all, binding, gpus)
         capacities = {d.device: offers[d.device].capacity for d in binding.devices}
-        await self._ledger.begin(record, capacities)
+        await self._begin(record, capacities)
         self._step("ledger-intent")
-        await self._in_thread(
-            self._files.directories.write_record,
-            claim.uid,
-            encode_record(replace(record, ready=True)),
-        )
+        await self._in_thread(self._files.write_copy, replace(record, ready=True))
         self._step("record")
         await self._in_thread(self._files.directories.ensure, binding)
         self._step("directories")
@@ -165,6 +177,41 @@ class Preparer:
             )
         )
 
+    async def _begin(self, record: ClaimRecord, capacities: Mapping[str, CardCapacity]) -> None:
+        """Record the intent; if a card is taken, first by claims that nobody can be using.
+
+        Raises:
+            CardTakenError: The rest of a card is others'; says which of them are gone from the API
+                server, and are waited for.
+        """
+        try:
+            await self._ledger.begin(record, capacities)
+        except CardTakenError as error:
+            buried, ending = 0, []
+            for uid in error.holders:
+                holder = await self._find_dead(uid)
+                if holder is not None and await self.bury(uid):
+                    buried += 1
+                elif holder is not None:
+                    ending.append(f"{holder.namespace}/{holder.name}")
+            if not buried:
+                if not ending:
+                    raise
+                raise RetryError(
+                    f"{error}; {', '.join(ending)} no longer exist, but their containers may run "
+                    "on this node until the kubelet has had them unprepared"
+                ) from error
+            await self._ledger.begin(record, capacities)
+
+    async def _find_dead(self, uid: str) -> Binding | None:
+        """Return a recorded claim that the API server no longer has."""
+        record = await self._ledger.find(uid)
+        try:
+            dead = record is not None and await self.is_gone(record.binding)
+        except ApiError:
+            return None  # it may be well; the next try asks again
+        return record.binding if record is not None and dead else None
+
     async def unprepare(self, claim: ClaimRef) -> None:
         """Undo it, from what is on this node alone; see `ClaimHandler.unprepare`."""
         known = await self._ledger.find(claim.uid)
@@ -181,6 +228,20 @@ class Preparer:
         self._step("unprepare-directories")
         await self._ledger.remove(uid)
         self._step("unprepare-ledger")
+
+    async def bury(self, uid: str) -> bool:
+        """Forget a claim that is gone, unless its containers may run or somebody works on it.
+
+        Returns whether nothing is left of it.
+        """
+        async with self._locks.try_hold(uid) as held:
+            record = await self._ledger.find(uid) if held else None
+            if record is None:
+                return held
+            if record.ready and record.boot_id == self._boot_id:
+                return False
+            await self.forget(uid)
+        return True
 
     async def is_gone(self, binding: Binding) -> bool:
         """Whether the API server says that a claim no longer exists (by UID).

@@ -4,22 +4,28 @@ The kubelet does not call Prepare again for a container that restarts, so a CDI 
 must come back without being asked for. What nobody was told of is undone. A claim that is ready is
 never removed on our own account while this boot's containers may run, even when the API server no
 longer has it: the kubelet calls Unprepare when they have ended.
+
+Another instance may be at work. A claim is touched only under its lock, and only as it is found
+then: an intent whose lock is held is somebody's who lives. CDI files are rendered again only by
+the instance that leads, and what belongs to no claim is removed only by one that is alone.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-import msgspec
 import structlog
 
 from hami_dra.contract.errors import HamiDraError
 from hami_dra.kube import ApiError
 from hami_dra.kubeletplugin.locks import ClaimLocks
+from hami_dra.kubeletplugin.publisher import always_lead
 from hami_dra.node.claimspec import CLAIM_PREFIX, name_file
-from hami_dra.node.ledger import Ledger, decode_record
+from hami_dra.node.copies import read_copy
+from hami_dra.node.ledger import ClaimRecord, Ledger
 from hami_dra.node.libfile import remove_unused
 from hami_dra.node.preparer import ClaimFiles, Preparer
 
@@ -28,6 +34,12 @@ _log = structlog.get_logger(__name__)
 _SWEEP_SECONDS: Final = 60.0
 
 T = TypeVar("T")
+
+
+@contextmanager
+def always_alone() -> Iterator[bool]:
+    """Say that there is no other instance."""
+    yield True
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +68,9 @@ class Recovery:
         boot_id: Of the running kernel.
         executor: The one thread that touches `files`.
         on_cdi: Called with ``None`` while the CDI directory is writable, else with the reason.
+        leads: Whether this instance renders CDI files again.
+        alone: Tells whether there is no other instance, and keeps others away meanwhile. Blocking.
+        sweep_more: Removes more of what dead instances left; called while alone. Blocking.
     """
 
     def __init__(
@@ -68,6 +83,9 @@ class Recovery:
         boot_id: str,
         executor: ThreadPoolExecutor,
         on_cdi: Callable[[str | None], None],
+        leads: Callable[[], Awaitable[bool]] = always_lead,
+        alone: Callable[[], AbstractContextManager[bool]] = always_alone,
+        sweep_more: Callable[[], object] = lambda: None,
     ) -> None:
         self._ledger = ledger
         self._files = files
@@ -76,47 +94,116 @@ class Recovery:
         self._boot_id = boot_id
         self._executor = executor
         self._on_cdi = on_cdi
+        self._leads = leads
+        self._alone = alone
+        self._sweep_more = sweep_more
         self._known_gone: set[str] = set()
 
     async def start(self) -> RecoveryReport:
-        """Bring everything into order before the first call can arrive. Idempotent."""
-        await self._in_thread(self._files.store.sweep_temporaries)
-        restored = await self._restore() if self._ledger.empty_start else 0
-        kept: set[str] = set()
-        doomed: set[str] = set()
-        for record in await self._ledger.records():
-            uid = record.binding.claim_uid
-            (kept if record.ready else doomed).add(uid)
+        """Bring everything into order before the first call can arrive. Idempotent.
+
+        Raises:
+            RetryError: The ledger cannot be used at the moment.
+        """
+        records = await self._ledger.records()
+        kept = {record.binding.claim_uid for record in records if record.ready}
+        for record in records:
             if record.ready and record.boot_id != self._boot_id:
-                # Its processes died with the last boot, and so did the clocks in its regions.
+                await self._empty_regions(record.binding.claim_uid)
+        undone = 0
+        for uid in await self._list_doubtful(kept):
+            undone += await self._undo(uid)
+        await self.repair()
+        await self.tidy()
+        report = RecoveryReport(kept=len(kept), restored=self._ledger.restored, undone=undone)
+        _log.info("recovery.done", kept=report.kept, restored=report.restored, undone=report.undone)
+        return report
+
+    async def _empty_regions(self, uid: str) -> None:
+        """Empty a claim's regions: their processes died with the last boot, so did their clocks."""
+        async with self._locks.try_hold(uid) as held:
+            record = await self._ledger.find(uid) if held else None
+            if record is None or not record.ready or record.boot_id == self._boot_id:
+                return
+            try:
                 await self._in_thread(self._files.directories.clear_regions, record.binding)
-        doomed |= set(await self._in_thread(self._files.directories.uids)) - kept
-        doomed |= {
+            except HamiDraError as error:
+                _log.warning("recovery.regions_kept", uid=uid, error=str(error))
+
+    async def _list_doubtful(self, kept: set[str]) -> list[str]:
+        """Return every claim of which there is something, but that is not known to be ready."""
+        found = {record.binding.claim_uid for record in await self._ledger.records()}
+        found |= set(await self._in_thread(self._files.directories.uids))
+        found |= {
             name.removeprefix(CLAIM_PREFIX)
             for name in await self._in_thread(self._files.store.names)
             if name.startswith(CLAIM_PREFIX)
-        } - kept
-        for uid in sorted(doomed):
+        }
+        return sorted(found - kept)
+
+    async def _undo(self, uid: str) -> bool:
+        """Remove what there is of a claim, if nobody works on it and the kubelet has no answer."""
+        async with self._locks.try_hold(uid) as held:
+            if not held:
+                return False
+            record = await self._ledger.find(uid)
+            if (record is not None and record.ready) or await self._is_unreadable(uid, record):
+                return False
             try:
                 await self._preparer.forget(uid)
             except HamiDraError as error:
                 _log.warning("recovery.leftover", uid=uid, error=str(error))
-        await self.repair()
+                return False
+        return True
+
+    async def _is_unreadable(self, uid: str, record: ClaimRecord | None) -> bool:
+        """Whether a claim is prepared for all we know, but its copy is of another version.
+
+        Its containers may be running on these very files; kubelet's next Prepare puts it into the
+        ledger again, and its Unprepare removes it.
+        """
+        if record is not None or name_file(uid) not in await self._in_thread(
+            self._files.store.names
+        ):
+            return False
+        raw = await self._in_thread(self._files.directories.read_record, uid)
+        return raw is not None and read_copy(uid, raw) is None
+
+    async def tidy(self) -> None:
+        """Remove what belongs to no claim, while no other instance can be using it.
+
+        Raises:
+            RetryError: The ledger cannot be used at the moment.
+        """
         used = {record.library for record in await self._ledger.records()}
         used.add(str(self._files.installed.library))
-        await self._in_thread(remove_unused, self._files.settings.state_dir, used)
-        report = RecoveryReport(kept=len(kept), restored=restored, undone=len(doomed))
-        _log.info("recovery.done", kept=report.kept, restored=restored, undone=report.undone)
-        return report
+
+        def remove() -> None:
+            with self._alone() as alone:
+                if alone:
+                    self._files.store.sweep_temporaries()
+                    remove_unused(self._files.settings.state_dir, used)
+                    self._sweep_more()
+
+        try:
+            await self._in_thread(remove)
+        except OSError as error:
+            _log.warning("tidy.failed", error=str(error))
 
     async def repair(self) -> int:
-        """Write again what is missing of prepared claims; return how many needed it."""
+        """Write again what is missing of prepared claims; return how many needed it.
+
+        Raises:
+            RetryError: The ledger cannot be used at the moment.
+        """
         try:
             await self._in_thread(self._files.store.probe)
         except HamiDraError as error:
             self._on_cdi(str(error))
             return 0
         self._on_cdi(None)
+        if not await self._leads():
+            return 0  # two versions would write their own files in turn
         try:
             await self._in_thread(self._files.base.repair)
         except HamiDraError as error:
@@ -124,11 +211,13 @@ class Recovery:
         repaired = 0
         for listed in await self._ledger.records():
             uid = listed.binding.claim_uid
-            async with self._locks.hold(uid):
-                record = await self._ledger.find(uid)
+            async with self._locks.try_hold(uid) as held:
+                # A claim that is worked on is being repaired, or removed.
+                record = await self._ledger.find(uid) if held else None
                 if record is None or not record.ready:
                     continue
                 try:
+                    await self._in_thread(self._files.directories.sweep_temporaries, uid)
                     await self._in_thread(self._files.directories.ensure, record.binding)
                     changed = await self._in_thread(self._files.write_spec, record)
                 except HamiDraError as error:
@@ -149,7 +238,7 @@ class Recovery:
                 _log.warning("repair.failed", error=str(error))
 
     async def sweep(self) -> int:
-        """Remove claims of earlier boots that the API server no longer has; return how many.
+        """Remove claims that the API server no longer has and nobody can use; return how many.
 
         Raises:
             HamiDraError: The API server or the ledger does not answer.
@@ -157,14 +246,12 @@ class Recovery:
         removed = 0
         for record in await self._ledger.records():
             uid = record.binding.claim_uid
-            if not record.ready or not await self._preparer.is_gone(record.binding):
+            if not await self._preparer.is_gone(record.binding):
                 continue
-            if record.boot_id != self._boot_id:
-                async with self._locks.hold(uid):
-                    await self._preparer.forget(uid)
+            if await self._preparer.bury(uid):
                 _log.info("sweep.removed", uid=uid, claim=_label(record.binding))
                 removed += 1
-            elif uid not in self._known_gone:
+            elif record.boot_id == self._boot_id and uid not in self._known_gone:
                 self._known_gone.add(uid)
                 _log.warning(
                     "sweep.kept",
@@ -180,26 +267,10 @@ class Recovery:
         while True:
             try:
                 await self.sweep()
+                await self.tidy()
             except (ApiError, HamiDraError) as error:
                 _log.warning("sweep.failed", error=str(error))
             await asyncio.sleep(_SWEEP_SECONDS)
-
-    async def _restore(self) -> int:
-        """Fill a new ledger from the records that lie beside the claims' directories."""
-        files = self._files
-        present = set(await self._in_thread(files.store.names))
-        restored = 0
-        for uid, raw in await self._in_thread(lambda: list(files.directories.read_records())):
-            try:
-                record = decode_record(raw)
-            except msgspec.MsgspecError as error:
-                _log.warning("recovery.record_unreadable", uid=uid, error=str(error))
-                continue
-            # Without its CDI file no container was ever started on it in this boot.
-            if record.binding.claim_uid == uid and name_file(uid) in present:
-                await self._ledger.restore(record)
-                restored += 1
-        return restored
 
     async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)

@@ -6,9 +6,8 @@ from typing import Final
 
 from hami_dra.contract import names
 from hami_dra.contract.errors import FatalError
+from hami_dra.kubeletplugin.places import PluginSockets, name_sockets
 
-_SOCKET_PATH_LIMIT: Final = 107
-"""Bytes of a path in sockaddr_un, without the final NUL (unix(7))."""
 _INJECT_PARTS: Final = 3
 
 
@@ -45,6 +44,8 @@ class NodeSettings:
     """Settings of one node process.
 
     Attributes:
+        pod_uid: Of this process's pod, if another may run beside it (a DaemonSet with
+            ``maxSurge``); "": it has to be the only one.
         node_name: Name of the Node object; also the pool's name. No default: guessing it from
             the host name is wrong on many clouds.
         kubeconfig: File for a process outside the cluster; ``None``: the pod's ServiceAccount.
@@ -77,6 +78,7 @@ class NodeSettings:
     """
 
     node_name: str
+    pod_uid: str = ""
     kubeconfig: Path | None = None
     kubelet_dir: Path = Path("/var/lib/kubelet")
     cdi_dir: Path = Path("/var/run/cdi")
@@ -97,14 +99,13 @@ class NodeSettings:
     repair_seconds: float = 10.0
 
     @property
-    def plugin_socket(self) -> Path:
-        """Where the DRA service listens."""
-        return self.kubelet_dir / "plugins" / names.DRIVER_NAME / "dra.sock"
+    def sockets(self) -> PluginSockets:
+        """Where the kubelet finds us.
 
-    @property
-    def registration_socket(self) -> Path:
-        """Where the kubelet's plugin watcher finds us."""
-        return self.kubelet_dir / "plugins_registry" / f"{names.DRIVER_NAME}-reg.sock"
+        Raises:
+            FatalError: No name is short enough.
+        """
+        return name_sockets(self.kubelet_dir, names.DRIVER_NAME, pod_uid=self.pod_uid)
 
     def check(self) -> None:
         """Refuse what cannot work.
@@ -116,13 +117,7 @@ class NodeSettings:
             raise FatalError("no node name; set --node-name or $NODE_NAME (spec.nodeName)")
         if self.split_count < 1:
             raise FatalError(f"--split-count must be at least 1, got {self.split_count}")
-        for path in (self.plugin_socket, self.registration_socket):
-            length = len(str(path).encode())
-            if length > _SOCKET_PATH_LIMIT:
-                raise FatalError(
-                    f"socket path {path} has {length} bytes, the kernel allows "
-                    f"{_SOCKET_PATH_LIMIT}; use a shorter --kubelet-dir"
-                )
+        _ = self.sockets
         for option, path in (
             ("--kubelet-dir", self.kubelet_dir),
             ("--cdi-dir", self.cdi_dir),

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -72,10 +73,24 @@ class ShareDirectories:
     def read_records(self) -> Iterable[tuple[str, bytes]]:
         """Return claim UIDs and the records found, of every claim that has one."""
         for uid in self.uids():
-            try:
-                yield uid, (self._claim(uid) / _RECORD).read_bytes()
-            except OSError:
-                continue
+            raw = self.read_record(uid)
+            if raw is not None:
+                yield uid, raw
+
+    def read_record(self, uid: str) -> bytes | None:
+        """Return the copy of one claim, ``None`` if there is none that can be read."""
+        try:
+            return (self._claim(uid) / _RECORD).read_bytes()
+        except OSError:
+            return None
+
+    def sweep_temporaries(self, uid: str) -> None:
+        """Remove what a killed writer left among a claim's files. Errors are left to the next."""
+        claim = self._claim(uid)
+        # No deeper: below a region are a tenant's files.
+        for path in (*claim.glob(".*.tmp"), *claim.glob("*/.*.tmp")):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def uids(self) -> list[str]:
         """Return the claims that have a directory."""
@@ -99,12 +114,19 @@ class ShareDirectories:
             raise RetryError(f"{directory} cannot be removed: {error}") from error
 
     def clear_regions(self, binding: Binding) -> None:
-        """Empty the region directories of a claim that has no living process (after a reboot)."""
+        """Empty the region directories of a claim that has no living process (after a reboot).
+
+        Raises:
+            RetryError: Something cannot be removed or made at the moment.
+        """
         for request in binding.requests:
             region = self.region_path(binding.claim_uid, request)
-            if region.is_dir():
-                shutil.rmtree(region)
-                _make(region, _REGION_MODE)
+            try:
+                if region.is_dir():
+                    shutil.rmtree(region)
+                    _make(region, _REGION_MODE)
+            except OSError as error:
+                raise RetryError(f"{region} cannot be emptied: {error}") from error
 
     def _claim(self, uid: str) -> Path:
         return self._root / _checked(uid)

@@ -1,30 +1,68 @@
-"""The real node process, killed right after one step.
+"""The real node process, killed in the middle of its work.
 
 ``python -m hami_dra.testing.crash --at cdi -- --node-name n1 ...``: everything after ``--`` goes to
 ``hami-dra node``. The process kills itself with SIGKILL, so nothing is cleaned up: what a power
-cut or the OOM killer leaves behind.
+cut or the OOM killer leaves behind. Either right after a step of the preparer, or right before a
+point (see `crashpoints`) that is counted from the first call to the API server for a claim.
 """
 
+import itertools
 import os
 import signal
+from contextlib import ExitStack
+from pathlib import Path
 
 import click
 
 from hami_dra.cli.node import node
 from hami_dra.node.preparer import PREPARE_STEPS, UNPREPARE_STEPS
+from hami_dra.testing.crashpoints import Point, watch_points
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--at", required=True, type=click.Choice(PREPARE_STEPS + UNPREPARE_STEPS))
+@click.option("--at", type=click.Choice(PREPARE_STEPS + UNPREPARE_STEPS), help="After a step.")
+@click.option(
+    "--before", type=click.IntRange(min=0), help="Before a point, 0 being the first claim's GET."
+)
+@click.option(
+    "--below",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Where files count as points. Repeatable.",
+)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def crash(at: str, arguments: tuple[str, ...]) -> None:
-    """Run ``hami-dra node`` and die right after a step."""
+def crash(
+    at: str | None, before: int | None, below: tuple[Path, ...], arguments: tuple[str, ...]
+) -> None:
+    """Run ``hami-dra node`` and die."""
 
     def step(name: str) -> None:
         if name == at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            _die()
 
-    node.main(args=list(arguments), obj=step, prog_name="hami-dra node")
+    with ExitStack() as stack:
+        if before is not None:
+            stack.enter_context(watch_points(_Countdown(before), *below))
+        node.main(args=list(arguments), obj=step, prog_name="hami-dra node")
+
+
+class _Countdown:
+    """Kills the process before the given point."""
+
+    def __init__(self, before: int) -> None:
+        self._before = before
+        self._count = itertools.count()
+        self._counting = False
+
+    def __call__(self, point: Point) -> None:
+        if point == Point("api", "get resourceclaims"):
+            self._counting = True
+        if self._counting and next(self._count) >= self._before:
+            _die()
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

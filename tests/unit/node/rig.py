@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hami_dra.kubeletplugin.locks import ClaimLocks
 from hami_dra.kubeletplugin.service import ClaimRef
 from hami_dra.node.basedevices import BaseDevices
 from hami_dra.node.claimspec import FILE_PREFIX
+from hami_dra.node.copies import read_copies
 from hami_dra.node.ledger import Ledger
 from hami_dra.node.libfile import install_library
 from hami_dra.node.preparer import ClaimFiles, Preparer, Step, no_step
@@ -139,19 +141,23 @@ async def start_rig(
 ) -> AsyncIterator[Rig]:
     """Open a node's rooms on a directory; opening it twice in turn is a restart."""
     settings = make_settings(base, **changes)
-    ledger = await Ledger.open(settings.state_dir / "ledger.db")
     executor = ThreadPoolExecutor(max_workers=1)
     store = CdiStore(settings.cdi_dir, prefix=FILE_PREFIX)
     specs = HostSpecs((*settings.cdi_search_dirs, settings.cdi_dir), ignored_prefix=FILE_PREFIX)
     root = DriverRoot(settings.driver_root, settings.driver_root)
+    directories = ShareDirectories(settings.state_dir)
+    ledger = await Ledger.open(
+        settings.state_dir / "ledger.db", copies=partial(read_copies, directories, store)
+    )
     files = ClaimFiles(
         store=store,
-        directories=ShareDirectories(settings.state_dir),
+        directories=directories,
         base=BaseDevices(root, specs, store),
         installed=await asyncio.to_thread(install_library, settings.libvgpu, settings.state_dir),
         settings=settings,
     )
     gpus = {name_device(gpu.uuid): gpu for gpu in (make_gpu(0), make_gpu(1, memory_mib=16384))}
+    locks = ClaimLocks(settings.state_dir / "claims.lock")
     preparer = Preparer(
         api=cluster.api(),
         ledger=ledger,
@@ -160,9 +166,9 @@ async def start_rig(
         boot_id=boot_id,
         settings=settings,
         executor=executor,
+        locks=locks,
         step=step,
     )
-    locks = ClaimLocks()
     cdi_state: list[str | None] = []
     recovery = Recovery(
         ledger=ledger,

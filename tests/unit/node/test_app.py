@@ -17,6 +17,7 @@ from hami_dra.cli.node import node
 from hami_dra.contract.errors import FatalError
 from hami_dra.contract.names import DRIVER_NAME
 from hami_dra.kube.objects import CLAIMS, NODES, SLICES
+from hami_dra.kubeletplugin.instances import Instance
 from hami_dra.node.app import run_node
 from hami_dra.node.settings import NodeSettings, parse_inject_path
 from hami_dra.policy.health import CardEvent, CardVitals
@@ -58,7 +59,7 @@ async def running(
     await cluster.put(NODES, {"metadata": {"name": NODE, "uid": "node-uid"}})
     settings = make_settings(base, kubeconfig=kubeconfig, health_port=free_port(), **changes)
     task = asyncio.create_task(run_node(settings, source=gpus, events=events))
-    await until(lambda: settings.registration_socket.is_socket() or task.done())
+    await until(lambda: settings.sockets.registration.is_socket() or task.done())
     try:
         yield settings
     finally:
@@ -215,8 +216,12 @@ async def test_two_processes_do_not_share_a_state_directory(
 ) -> None:
     async with running(base, cluster, FakeGpus()) as settings:
         await FakeKubelet(base / "kubelet").register(DRIVER_NAME)
-        with pytest.raises(FatalError, match="another node process"):
-            await run_node(settings, source=FakeGpus())
+        for pod_uid in ("", "11111111-2222-4333-8444-555555555555"):
+            with (
+                pytest.raises(FatalError, match="another node process"),
+                Instance.join(settings.state_dir, pod_uid=pod_uid),
+            ):
+                pass
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """Laws of the ledger, and what it does with a file that is no ledger."""
 
 import asyncio
-import os
-import sqlite3
 import tempfile
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hami_dra.contract.errors import FatalError, RetryError
+from hami_dra.contract.errors import RetryError
 from hami_dra.node.ledger import ClaimRecord, Ledger
 from hami_dra.policy.binding import Binding, BoundDevice
 from hami_dra.policy.devices import CardCapacity
@@ -115,27 +113,6 @@ async def test_a_ready_claim_stays_ready_when_it_is_begun_again(tmp_path: Path) 
 
     assert found is not None
     assert (found.ready, found.boot_id) == (True, "boot-2")
-
-
-async def test_a_newer_schema_is_moved_aside_and_kept(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.db"
-    connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version = 99")
-    connection.close()
-
-    ledger = await Ledger.open(path)
-    assert ledger.empty_start
-    assert await ledger.records() == []
-    await ledger.close()
-
-    assert sum(name.startswith("ledger.db.bad-") for name in os.listdir(tmp_path)) == 1  # noqa: PTH208
-
-
-async def test_a_directory_that_cannot_be_used_is_said(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-
-    with pytest.raises(FatalError, match="--state-dir"):
-        await Ledger.open(tmp_path / "file" / "ledger.db")
 
 
 async def test_less_of_a_card_leaves_its_claims_and_lets_no_new_one_in(tmp_path: Path) -> None:

@@ -362,7 +362,7 @@ async def test_two_owners_of_one_share_are_refused_until_the_first_has_left(
         await rig.preparer.unprepare(first)
         await rig.preparer.prepare(second)
 
-    assert text.startswith("RetryError")
+    assert text.startswith("CardTakenError")
     assert "memory MiB 50000 of 40960" in text
     assert first.uid in text
 
