@@ -154,6 +154,8 @@ class Ledger:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._executor, self._attempt, work, arguments)
+        except sqlite3.ProgrammingError:
+            raise  # a bug, which no disk explains
         except (OSError, sqlite3.DatabaseError, DamageError) as error:
             raise RetryError(
                 f"the ledger cannot be used: {error}; --state-dir must be a writable directory on "

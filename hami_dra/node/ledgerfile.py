@@ -49,7 +49,9 @@ STEPS: Final = (
     # 2: which program wrote a row, for whoever looks into a failed update
     "ALTER TABLE claims ADD COLUMN writer TEXT NOT NULL DEFAULT '';",
 )
-"""What brings a file from one minor version to the next. Never change one; add one."""
+"""What brings a file from one minor version to the next, a statement ending with its line.
+
+Never change one; add one."""
 
 _MINORS: Final = 1000
 _BUSY_SECONDS: Final = 5.0

@@ -47,9 +47,13 @@ async def running(
     gpus: FakeGpus,
     *,
     events: FakeEvents | None = None,
+    wait: bool = True,
     **changes: Any,
 ) -> AsyncIterator[NodeSettings]:
-    """Run the process for the length of the block, then end it with SIGTERM."""
+    """Run the process for the length of the block, then end it with SIGTERM.
+
+    With ``wait`` it listens for the kubelet when the block begins.
+    """
     kubeconfig = base / "kubeconfig"
     kubeconfig.write_text(
         f"{{clusters: [{{name: c, cluster: {{server: '{cluster.url}'}}}}], "
@@ -59,7 +63,7 @@ async def running(
     await cluster.put(NODES, {"metadata": {"name": NODE, "uid": "node-uid"}})
     settings = make_settings(base, kubeconfig=kubeconfig, health_port=free_port(), **changes)
     task = asyncio.create_task(run_node(settings, source=gpus, events=events))
-    await until(lambda: settings.sockets.registration.is_socket() or task.done())
+    await until(lambda: not wait or settings.sockets.registration.is_socket() or task.done())
     try:
         yield settings
     finally:
@@ -209,6 +213,33 @@ async def test_what_a_driver_reports_becomes_taints_and_ends(
 
         gpus.vitals = {card.uuid: CardVitals(recovery_action=0)}
         await cluster.wait_for(lambda: not taints(), timeout_seconds=10)
+
+
+async def test_a_state_directory_that_cannot_be_used_is_waited_for(
+    base: Path, cluster: FakeCluster
+) -> None:
+    (base / "disk").write_text("not mounted yet")
+    await cluster.put(CLAIMS, make_claim("job", make_share()))
+    state = base / "disk" / "state"
+    kubelet = FakeKubelet(base / "kubelet")
+    async with running(
+        base, cluster, FakeGpus(make_gpu(0)), state_dir=state, wait=False
+    ) as settings:
+        while "state-dir: --state-dir" not in await ready_text(settings):
+            await asyncio.sleep(0.01)
+        assert kubelet.sockets() == [], "the kubelet would call"
+        (base / "disk").unlink()
+        info = await kubelet.register(DRIVER_NAME)
+        answer = await kubelet.prepare(info.endpoint, FakeClaim("uid-job", "job", "team"))
+        assert answer["uid-job"].error == ""
+
+
+async def ready_text(settings: NodeSettings) -> str:
+    """Return what /readyz says, nothing while nobody listens."""
+    try:
+        return (await ready(settings))[1]
+    except aiohttp.ClientConnectionError:
+        return ""
 
 
 async def test_two_processes_do_not_share_a_state_directory(

@@ -491,6 +491,27 @@ async def test_a_lost_ledger_is_rebuilt_from_the_records_beside_the_claims(
         await rig.preparer.prepare(ref)
 
 
+async def test_a_copy_of_another_version_keeps_its_claim_until_the_kubelet_asks(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    ref = await put_claim(cluster, make_claim("job", make_share()))
+    copy = tmp_path / "state" / "claims" / ref.uid / "record.json"
+    async with start_rig(tmp_path, cluster) as rig:
+        await rig.preparer.prepare(ref)
+        before = snapshot(tmp_path)
+    (tmp_path / "state" / "ledger.db").unlink()
+    copy.write_text('{"of": "another version"}')
+    async with start_rig(tmp_path, cluster) as rig:
+        report = await rig.recovery.start()
+        assert (report.restored, report.undone) == (0, 0)
+        assert rig.claim_files(), "its containers may be running"
+        await rig.preparer.prepare(ref)
+
+        assert snapshot(tmp_path) == before
+        await rig.preparer.unprepare(ref)
+        assert rig.claim_directories() == []
+
+
 async def test_after_a_reboot_regions_are_empty_and_claims_that_are_gone_are_swept(
     tmp_path: Path, cluster: FakeCluster
 ) -> None:
