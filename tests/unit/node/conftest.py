@@ -21,3 +21,10 @@ def base() -> Iterator[Path]:
     """A directory with a name short enough for sockets."""
     with tempfile.TemporaryDirectory(prefix="hd-") as directory:
         yield Path(directory)
+
+
+@pytest.fixture
+def memory_path() -> Iterator[Path]:
+    """A directory in memory, for tests that wait for the disk more often than they can afford."""
+    with tempfile.TemporaryDirectory(prefix="hd-", dir="/dev/shm") as directory:
+        yield Path(directory)

@@ -225,7 +225,7 @@ async def test_a_state_directory_that_cannot_be_used_is_waited_for(
     async with running(
         base, cluster, FakeGpus(make_gpu(0)), state_dir=state, wait=False
     ) as settings:
-        while "state-dir: --state-dir" not in await ready_text(settings):
+        while "state-dir: --state-dir" not in await ready_text(settings):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         assert kubelet.sockets() == [], "the kubelet would call"
         (base / "disk").unlink()

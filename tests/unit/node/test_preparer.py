@@ -472,6 +472,29 @@ async def test_leftovers_without_a_row_are_swept_and_strangers_are_not(
     assert [path.name for path in cdi.iterdir()] == ["nvidia.yaml"]
 
 
+async def test_half_written_files_of_a_killed_process_are_swept(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    ref = await put_claim(cluster, make_claim("job", make_share()))
+    async with start_rig(tmp_path, cluster) as rig:
+        await rig.preparer.prepare(ref)
+    claim = tmp_path / "state" / "claims" / ref.uid
+    tenants = claim / "gpu" / "region" / ".own.tmp"
+    ours = (
+        tmp_path / "cdi" / ".hami-core-gpu.project-hami.io-card.json.0a1b2c3d.tmp",
+        tmp_path / "state" / "lib" / ".libvgpu-1.so.0a1b2c3d.tmp",
+        claim / ".record.json.tmp",
+        claim / "gpu" / ".grant.tmp",
+    )
+    for path in (tenants, *ours):
+        path.write_bytes(b"half")
+    async with start_rig(tmp_path, cluster) as rig:
+        await rig.recovery.start()
+
+    assert [path for path in ours if path.exists()] == []
+    assert tenants.exists()
+
+
 @pytest.mark.parametrize("damage", [b"not a database at all", b""])
 async def test_a_lost_ledger_is_rebuilt_from_the_records_beside_the_claims(
     tmp_path: Path, cluster: FakeCluster, damage: bytes
