@@ -6,7 +6,7 @@ answers checked for exactly the claims that were asked for.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,9 +58,14 @@ class FakeKubelet:
         self._service = ""
 
     async def register(
-        self, driver: str, *, timeout_seconds: float = 5.0
+        self, driver: str, *, beside: Collection[str] = (), timeout_seconds: float = 5.0
     ) -> registration.PluginInfo:
         """Wait for a driver's socket, ask who it is, and tell it the verdict.
+
+        Args:
+            driver: Its name.
+            beside: Endpoints that are registered already: another instance is awaited.
+            timeout_seconds: How long.
 
         Raises:
             TimeoutError: No such socket came.
@@ -69,8 +74,11 @@ class FakeKubelet:
         async with asyncio.timeout(timeout_seconds):
             while True:
                 for path in self.sockets():
-                    info = await self.ask(path)
-                    if info.name == driver:
+                    try:
+                        info = await self.ask(path)
+                    except grpc.aio.AioRpcError:
+                        continue  # a dead socket; tried again as the kubelet does
+                    if info.name == driver and info.endpoint not in beside:
                         self._check(info)
                         await self.notify(path, error=self._refusal)
                         return info
