@@ -109,6 +109,32 @@ class Stack(Installation):
             ready=f"{NODE_HEALTH}/readyz" if ready else "started",
         )
 
+    def start_instance(
+        self, name: str, program: Sequence[str], *, pod_uid: str, health_port: int, ready: bool
+    ) -> None:
+        """Start an instance of the node plugin that expects others beside it.
+
+        Args:
+            name: Of the process.
+            program: A module, and its first arguments.
+            pod_uid: Unlike that of every other instance.
+            health_port: The same.
+            ready: As for `start_node`.
+        """
+        health = f"127.0.0.1:{health_port}"
+        arguments = [*self.node_arguments(), "--pod-uid", pod_uid, "--health-listen", health]
+        self.cluster.start_process(
+            name,
+            [sys.executable, "-m", *program, *arguments],
+            self.driver.environment(),
+            ready=f"http://{health}/readyz" if ready else "started",
+        )
+
+    def touch_slice(self) -> None:
+        """Let everybody who watches the slices see a change that is none."""
+        stamp = f"hami-dra-test/touched={time.monotonic_ns()}"
+        self.cluster.kubectl("annotate", "resourceslices", "--all", "--overwrite", stamp)
+
     def stop_node(self, sig: int = signal.SIGTERM) -> dict[str, Any]:
         """Stop the node plugin with a signal."""
         return self.cluster.stop_process("node", sig)
