@@ -81,7 +81,7 @@ async def test_an_update_and_its_undoing_are_not_noticed(base: Path, cluster: Fa
         )
         assert {error for answer in errors for error in answer} == {""}
         assert await kubelet.unprepare(second.endpoint, before) == {before.uid: ""}
-        too_much = await put(cluster, "too-much", CARD.memory_mib - 1000)
+        too_much = await put(cluster, "too-much", CARD.memory_mib - 500)
         for info in (first, second):
             (refusal,) = await prepare(kubelet, info, too_much)
             assert "has no room" in refusal
