@@ -1,14 +1,15 @@
 """ResourceSlices under all that may happen to them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from hami_dra.kube.objects import NODES, SLICES
-from hami_dra.kubeletplugin.publisher import Publisher
+from hami_dra.kubeletplugin.publisher import Publisher, always_lead
 from hami_dra.kubeletplugin.slices import Pool, normalize_devices, plan_slices, split_pages
 from hami_dra.policy.devices import describe_devices
 from hami_dra.testing.fakecluster import FakeCluster
@@ -36,10 +37,14 @@ class States:
 
 
 @asynccontextmanager
-async def publishing(cluster: FakeCluster) -> AsyncIterator[tuple[Publisher, States]]:
+async def publishing(
+    cluster: FakeCluster, leads: Callable[[], Awaitable[bool]] = always_lead
+) -> AsyncIterator[tuple[Publisher, States]]:
     await cluster.put(NODES, {"metadata": {"name": NODE, "uid": "node-uid"}})
     states = States()
-    publisher = Publisher(cluster.api(), driver=DRIVER, node_name=NODE, on_state=states)
+    publisher = Publisher(
+        cluster.api(), driver=DRIVER, node_name=NODE, on_state=states, leads=leads
+    )
     task = asyncio.create_task(publisher.run())
     try:
         yield publisher, states
@@ -172,6 +177,54 @@ async def test_without_the_node_object_it_waits(cluster: FakeCluster) -> None:
         await published(cluster, 1, seconds=5)
 
         assert mine(cluster)[0]["metadata"]["ownerReferences"][0]["uid"] == "later"
+
+
+async def test_an_instance_that_does_not_lead_writes_nothing_until_it_does(
+    cluster: FakeCluster,
+) -> None:
+    answers = [False]
+
+    async def leads() -> bool:
+        return answers[0]
+
+    async with publishing(cluster, leads) as (publisher, states):
+        publisher.publish(devices(1))
+        await states.said.wait()
+        assert states.last is None, "the other one sees to it"
+        assert mine(cluster) == []
+        states.said.clear()
+        answers[0] = True
+        publisher.refresh()
+        await published(cluster, 1, seconds=10)
+        await states.said.wait()
+        answers[0] = False
+        (stored,) = mine(cluster)
+        states.said.clear()
+        await cluster.remove(SLICES, stored["metadata"]["name"])
+        await states.said.wait()
+
+        assert mine(cluster) == []
+        assert not publisher.statistics().published
+
+
+async def test_who_loses_the_lead_in_the_middle_leaves_the_rest_to_the_other(
+    cluster: FakeCluster,
+) -> None:
+    asked = itertools.count()
+
+    async def leads() -> bool:
+        return next(asked) < 2  # before the plan, and before the first of two slices
+
+    async with publishing(cluster, leads) as (publisher, states):
+        publisher.publish(devices(65))
+        await states.said.wait()
+
+        assert states.last is None
+        assert [len(item["spec"]["devices"]) for item in mine(cluster)] == [64]
+    async with publishing(cluster) as (other, states):
+        other.publish(devices(65))
+        await published(cluster, 65, seconds=10)
+        assert len(set(generations(cluster))) == 1
 
 
 def store(plan_items: Any, *, first: int = 0) -> list[dict[str, Any]]:
