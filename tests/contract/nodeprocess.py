@@ -21,7 +21,7 @@ REPOSITORY: Final = Path(__file__).parents[2]
 BUILD: Final = Path(os.environ.get("HAMI_DRA_BUILD_DIR", REPOSITORY / "build/libvgpu"))
 NODE: Final = "node-1"
 CARD: Final = A100
-_END_SECONDS: Final = 30.0
+_END_SECONDS: Final = 90.0
 
 
 @dataclass

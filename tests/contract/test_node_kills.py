@@ -42,6 +42,7 @@ async def prepare_and_unprepare(kubelet: FakeKubelet, endpoint: str) -> None:
     await kubelet.unprepare(endpoint, CLAIM)
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("before", KILLS)
 async def test_a_killed_process_is_followed_by_one_that_goes_on(
     base: Path, cluster: FakeCluster, before: int
@@ -52,13 +53,13 @@ async def test_a_killed_process_is_followed_by_one_that_goes_on(
         below = ("--below", str(base / "state"), "--below", str(base / "cdi"))
         crash = ("hami_dra.testing.crash", "--before", str(before), *below, "--")
         killed = await place.start(program=crash)
-        info = await kubelet.register(DRIVER_NAME, timeout_seconds=30)
+        info = await kubelet.register(DRIVER_NAME, timeout_seconds=120)
         with pytest.raises(grpc.aio.AioRpcError):
             await prepare_and_unprepare(kubelet, info.endpoint)
         assert await killed.wait() == -signal.SIGKILL
 
         again = await place.start()
-        info = await kubelet.register(DRIVER_NAME, timeout_seconds=30)
+        info = await kubelet.register(DRIVER_NAME, timeout_seconds=120)
         answer = (await kubelet.prepare(info.endpoint, CLAIM))[CLAIM.uid]
         assert answer.error == ""
         assert len(answer.devices[0].cdi_device_ids) == 2

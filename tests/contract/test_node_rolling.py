@@ -19,7 +19,7 @@ from tests.contract.nodeprocess import CARD, Place, make_claim
 OLD, NEW, LAST = (f"{number:08x}-0000-4000-8000-000000000000" for number in range(1, 4))
 NEXT: Final = ("hami_dra.testing.nextversion", "--")
 BROKEN: Final = ("hami_dra.testing.nextversion", "--broken", "--")
-START_SECONDS: Final = 30.0
+START_SECONDS: Final = 120.0
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ async def prepare(kubelet: FakeKubelet, info: Any, *claims: FakeClaim) -> list[s
     return [answers[claim.uid].error for claim in claims]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 async def test_an_update_and_its_undoing_are_not_noticed(base: Path, cluster: FakeCluster) -> None:
     async with Place.make(base, cluster) as place:
         kubelet = FakeKubelet(place.kubelet_dir)
@@ -114,7 +114,7 @@ def name_of(pod_uid: str) -> str:
     return f"{DRIVER_NAME}-{pod_uid}-reg.sock"
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 async def test_an_update_that_fails_leaves_the_old_version_alone(
     base: Path, cluster: FakeCluster
 ) -> None:
