@@ -43,7 +43,7 @@ class Instances:
             name,
             program,
             pod_uid=f"{number:08x}-0000-4000-8000-000000000000",
-            health_port=8080 + number,
+            health_port=18080 + number,
             ready=ready,
         )
 
