@@ -60,6 +60,7 @@ DEVICE_OFFSETS = {
     "throttled_ns": 168,
     "limit_permille": 176,
     "reserved2": 180,
+    "known_ns": 184,
     "alloc_count": 192,
     "free_count": 200,
     "oom_count": 208,

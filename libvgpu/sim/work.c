@@ -121,6 +121,45 @@ SIM CUresult cuLaunchKernel(CUfunction function, unsigned int gx, unsigned int g
 	return CUDA_SUCCESS;
 }
 
+SIM CUresult cuLaunchKernel_ptsz(CUfunction function, unsigned int gx, unsigned int gy,
+				 unsigned int gz, unsigned int bx, unsigned int by, unsigned int bz,
+				 unsigned int shared, CUstream stream, void **params, void **extra)
+{
+	return cuLaunchKernel(function, gx, gy, gz, bx, by, bz, shared, stream, params, extra);
+}
+
+SIM CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, void **params,
+			      void **extra)
+{
+	if (!config)
+		return CUDA_ERROR_INVALID_VALUE;
+	return cuLaunchKernel(function, config->gridDimX, config->gridDimY, config->gridDimZ,
+			      config->blockDimX, config->blockDimY, config->blockDimZ,
+			      config->sharedMemBytes, config->hStream, params, extra);
+}
+
+SIM CUresult cuLaunchKernelEx_ptsz(const CUlaunchConfig *config, CUfunction function, void **params,
+				   void **extra)
+{
+	return cuLaunchKernelEx(config, function, params, extra);
+}
+
+SIM CUresult cuLaunchCooperativeKernel(CUfunction function, unsigned int gx, unsigned int gy,
+				       unsigned int gz, unsigned int bx, unsigned int by,
+				       unsigned int bz, unsigned int shared, CUstream stream,
+				       void **params)
+{
+	return cuLaunchKernel(function, gx, gy, gz, bx, by, bz, shared, stream, params, NULL);
+}
+
+SIM CUresult cuLaunchCooperativeKernel_ptsz(CUfunction function, unsigned int gx, unsigned int gy,
+					    unsigned int gz, unsigned int bx, unsigned int by,
+					    unsigned int bz, unsigned int shared, CUstream stream,
+					    void **params)
+{
+	return cuLaunchKernel(function, gx, gy, gz, bx, by, bz, shared, stream, params, NULL);
+}
+
 /* Waits until `*end` as it is now; then pools give back what they keep too much. */
 static void synchronise(const uint64_t *end)
 {

@@ -42,15 +42,19 @@ bool vgpu_bucket_take(struct vgpu_region_device *device, uint64_t now_ns, uint64
 /* What was charged too little (> 0) or too much (< 0). */
 void vgpu_bucket_settle(struct vgpu_region_device *device, uint64_t now_ns, int64_t delta_ns,
 			const struct vgpu_rate *rate);
+/* What is to be charged for a kernel that was free until it was measured. */
+uint64_t vgpu_bucket_first(struct vgpu_region_device *device, uint64_t launched_ns, uint64_t now_ns,
+			   uint64_t measured_ns);
 void vgpu_bucket_waited(struct vgpu_region_device *device, uint64_t waited_ns);
 
 /* ---- compute_trim.c: the slow correction by what NVML sees of a grant, once a second.
- * All in thousandths; the node's part of the controller. The dead band is the sensor's
- * error: NVML cuts each process's time to a whole percent. */
-#define VGPU_TRIM_MIN 200u
+ * All in thousandths; the node's part of the controller. `observed` and `others`
+ * are what NVML says that this grant and that all others used, `throttled` how much of
+ * the second a launch was waiting. */
+#define VGPU_TRIM_MIN 100u
 #define VGPU_TRIM_MAX 1500u
 uint32_t vgpu_trim_step(uint32_t trim, uint32_t limit, uint32_t observed, uint32_t throttled,
-			uint32_t dead_band);
+			uint32_t others);
 uint64_t vgpu_trim_apply(uint64_t cost_ns, uint32_t trim);
 
 /* ---- compute_cost.c: what a kernel costs, learned */
@@ -74,6 +78,7 @@ struct vgpu_cost *vgpu_cost_find(struct vgpu_costs *costs, uint64_t key);
 struct vgpu_cost *vgpu_cost_use(struct vgpu_costs *costs, uint64_t key);
 void vgpu_cost_forget(struct vgpu_costs *costs, uint64_t key);
 bool vgpu_cost_wants_sample(struct vgpu_cost *cost);
+void vgpu_cost_sampled(struct vgpu_cost *cost, uint32_t together);
 /* True if the measured time was this kernel's own: it is then in the mean. */
 bool vgpu_cost_learn(struct vgpu_cost *cost, uint64_t measured_ns);
 
@@ -132,7 +137,6 @@ void vgpu_pacer_measured(struct vgpu_pacer *pacer, const struct vgpu_bill *bill,
 bool vgpu_pacer_try(struct vgpu_pacer *pacer);
 void vgpu_pacer_leave(struct vgpu_pacer *pacer);
 /* Shares the time in which several ran among those that ran: sum(own) = their union. */
-void vgpu_attribute(const int64_t *begin, const int64_t *end, unsigned int count, int64_t from,
-		    int64_t until, int64_t *own);
+void vgpu_attribute(const int64_t *begin, const int64_t *end, unsigned int count, int64_t *own);
 
 #endif

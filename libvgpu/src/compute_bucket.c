@@ -48,9 +48,9 @@ static void follow_limit(struct vgpu_region_device *device, uint64_t now, uint32
 	uint32_t old = atomic_load_explicit(&device->limit_permille, memory_order_relaxed);
 	uint64_t due, next;
 
-	if (old == permille || !__atomic_compare_exchange_n(&device->limit_permille, &old, permille,
-							    false, __ATOMIC_RELAXED,
-							    __ATOMIC_RELAXED))
+	if (old == permille ||
+	    !__atomic_compare_exchange_n(&device->limit_permille, &old, permille, false,
+					 __ATOMIC_RELAXED, __ATOMIC_RELAXED))
 		return;
 	if (!old || old > VGPU_UNLIMITED_PERMILLE)
 		return;
@@ -102,7 +102,22 @@ void vgpu_bucket_waited(struct vgpu_region_device *device, uint64_t waited_ns)
 	unsigned int class = 0;
 
 	while (class < VGPU_WAIT_CLASSES - 1 && waited_ns > bounds_ns[class])
-		class ++;
+		class++;
 	__atomic_add_fetch(&device->throttled_ns, waited_ns, __ATOMIC_RELAXED);
 	__atomic_add_fetch(&device->waits[class], 1, __ATOMIC_RELAXED);
+}
+
+/* The first samples of several processes may overlap, each with the others' time slices
+ * in it. Together they cannot have used more than the time that passed. */
+uint64_t vgpu_bucket_first(struct vgpu_region_device *device, uint64_t launched_ns, uint64_t now_ns,
+			   uint64_t measured_ns)
+{
+	uint64_t known = atomic_load_explicit(&device->known_ns, memory_order_relaxed), from, got;
+
+	do {
+		from = known > launched_ns && known <= now_ns ? known : launched_ns;
+		got = now_ns - from < measured_ns ? now_ns - from : measured_ns;
+	} while (!__atomic_compare_exchange_n(&device->known_ns, &known, from + got, true,
+					      __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+	return got;
 }

@@ -15,8 +15,8 @@
 #include "atomics.h"
 #include "compute.h"
 
-#define WEIGHT 32      /* the mean is over about so many samples */
-#define STRANGERS 64   /* in a row: believed */
+#define WEIGHT 32       /* the mean is over about so many samples */
+#define STRANGERS 64    /* in a row: believed */
 #define SLICE_NS 500000 /* half the shortest time slice */
 
 #define GET(field) atomic_load_explicit(&(field), memory_order_relaxed)
@@ -126,8 +126,16 @@ bool vgpu_cost_wants_sample(struct vgpu_cost *cost)
 		SET(cost->countdown, countdown - 1);
 		return false;
 	}
-	SET(cost->countdown, interval_of(cost));
+	SET(cost->countdown, 0);
 	return true;
+}
+
+/* One of `together` samples in a row is taken: the next are as much later, unless all are. */
+void vgpu_cost_sampled(struct vgpu_cost *cost, uint32_t together)
+{
+	uint32_t interval = interval_of(cost);
+
+	SET(cost->countdown, interval > 1 ? interval * together : interval);
 }
 
 static void follow_low(struct vgpu_cost *cost, uint64_t measured)

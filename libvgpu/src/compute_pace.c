@@ -26,7 +26,8 @@ enum { FREE, LAUNCHING, RECORDED, MEASURED, LOST };
 
 bool vgpu_pacer_try(struct vgpu_pacer *pacer)
 {
-	return !GET(pacer->busy) && !atomic_exchange_explicit(&pacer->busy, 1, memory_order_acquire);
+	return !GET(pacer->busy) &&
+	       !atomic_exchange_explicit(&pacer->busy, 1, memory_order_acquire);
 }
 
 void vgpu_pacer_leave(struct vgpu_pacer *pacer)
@@ -82,8 +83,7 @@ static int begin_sample(struct vgpu_pacer *pacer, uint64_t now, uint64_t key, ui
 		SET(sample->state, LAUNCHING);
 		SET(pacer->tail, pacer->tail + 1);
 		SET(cost->pending, GET(cost->pending) + 1);
-		if (mixed)
-			SET(cost->countdown, GET(cost->countdown) * VGPU_GROUP);
+		vgpu_cost_sampled(cost, mixed ? VGPU_GROUP : 1);
 	}
 	vgpu_pacer_leave(pacer);
 	return index;
@@ -141,8 +141,7 @@ enum vgpu_answer vgpu_pacer_ask(struct vgpu_pacer *pacer, const struct vgpu_bill
 		return VGPU_WAIT;
 	mixed = is_mixed(pacer, stream);
 	wanted = vgpu_cost_wants_sample(cost);
-	if (mixed && GET(pacer->group_left) &&
-	    now_ns - GET(pacer->group_opened_ns) < GROUP_OPEN_NS)
+	if (mixed && GET(pacer->group_left) && now_ns - GET(pacer->group_opened_ns) < GROUP_OPEN_NS)
 		wanted = true;
 	if (wanted)
 		ticket->sample =
@@ -159,10 +158,15 @@ void vgpu_pacer_launched(struct vgpu_pacer *pacer, const struct vgpu_ticket *tic
 
 void vgpu_pacer_lost(struct vgpu_pacer *pacer, int sample)
 {
+	struct vgpu_cost *cost;
+	uint32_t state;
+
 	if (sample < 0)
 		return;
-	struct vgpu_cost *cost = vgpu_cost_find(&pacer->costs, pacer->samples[sample].key);
-
+	state = GET(pacer->samples[sample].state);
+	if (state != LAUNCHING && state != RECORDED)
+		return;
+	cost = vgpu_cost_find(&pacer->costs, pacer->samples[sample].key);
 	if (cost && GET(cost->pending))
 		SET(cost->pending, GET(cost->pending) - 1);
 	atomic_store_explicit(&pacer->samples[sample].state, LOST, memory_order_release);
@@ -206,15 +210,19 @@ int vgpu_pacer_oldest(const struct vgpu_pacer *pacer, int *first)
 	return -1;
 }
 
-void vgpu_attribute(const int64_t *begin, const int64_t *end, unsigned int count, int64_t from,
-		    int64_t until, int64_t *own)
+void vgpu_attribute(const int64_t *begin, const int64_t *end, unsigned int count, int64_t *own)
 {
-	for (unsigned int i = 0; i < count; i++)
+	int64_t from = INT64_MAX, next;
+
+	for (unsigned int i = 0; i < count; i++) {
 		own[i] = 0;
-	while (from < until) {
-		int64_t next = until;
+		if (begin[i] < from)
+			from = begin[i];
+	}
+	for (; from != INT64_MAX; from = next) {
 		unsigned int running = 0;
 
+		next = INT64_MAX;
 		for (unsigned int i = 0; i < count; i++) {
 			if (begin[i] <= from && end[i] > from)
 				running++;
@@ -226,7 +234,6 @@ void vgpu_attribute(const int64_t *begin, const int64_t *end, unsigned int count
 		for (unsigned int i = 0; running && i < count; i++)
 			if (begin[i] <= from && end[i] > from)
 				own[i] += (next - from) / running;
-		from = next;
 	}
 }
 
@@ -239,16 +246,21 @@ static void settle_sample(struct vgpu_pacer *pacer, const struct vgpu_bill *bill
 	/* With a stranger's time in it, the sample says nothing: the mean is charged. */
 	if (cost && !vgpu_cost_learn(cost, real))
 		real = GET(cost->mean_ns);
+	if (!sample->charged_ns)
+		real = vgpu_bucket_first(bill->devices[0], sample->launched_ns, now, real);
 	settle_all(bill, now, (int64_t)trimmed(bill, real) - (int64_t)sample->charged_ns);
 }
 
-/* Within [from, until) every kernel of the process was sampled: streams are FIFO. Those
- * that begin or end outside shared time with others that nobody knows of. */
+/* Between the first begin of the last stream to begin and the last end of the first to
+ * end, every kernel of the process was sampled: streams are FIFO. Those outside may
+ * have shared time with launches that nobody measured; they count only if there is not
+ * enough else. */
 static void settle_group(struct vgpu_pacer *pacer, const struct vgpu_bill *bill, uint64_t now,
 			 const uint32_t *members, unsigned int count)
 {
 	int64_t begin[VGPU_GROUP], end[VGPU_GROUP], own[VGPU_GROUP];
 	int64_t from = INT64_MIN, until = INT64_MAX;
+	unsigned int inside = 0;
 
 	for (unsigned int i = 0; i < count; i++) {
 		const struct vgpu_sample *sample = at(pacer, members[i]);
@@ -256,26 +268,31 @@ static void settle_group(struct vgpu_pacer *pacer, const struct vgpu_bill *bill,
 
 		begin[i] = (int64_t)sample->begin_ns;
 		end[i] = (int64_t)sample->end_ns;
-		for (unsigned int j = 0; j < count; j++) {
-			is_first = is_first &&
-				   !(j < i && at(pacer, members[j])->stream == sample->stream);
-			is_last = is_last &&
-				  !(j > i && at(pacer, members[j])->stream == sample->stream);
-		}
+		for (unsigned int j = 0; j < count; j++)
+			if (j != i && at(pacer, members[j])->stream == sample->stream) {
+				is_first = is_first && j > i;
+				is_last = is_last && j < i;
+			}
 		if (is_first && begin[i] > from)
 			from = begin[i];
 		if (is_last && end[i] < until)
 			until = end[i];
 	}
-	if (count > 1)
-		vgpu_attribute(begin, end, count, from, until, own);
-	else
-		own[0] = end[0] - begin[0];
 	for (unsigned int i = 0; i < count; i++)
-		if (count == 1 || (begin[i] >= from && end[i] <= until))
-			settle_sample(pacer, bill, now, at(pacer, members[i]), own[i]);
-		else if (!at(pacer, members[i])->charged_ns) /* it was free so far */
-			settle_all(bill, now, (int64_t)trimmed(bill, (uint64_t)(end[i] - begin[i])));
+		inside += begin[i] >= from && end[i] <= until;
+	vgpu_attribute(begin, end, count, own);
+	for (unsigned int i = 0; i < count; i++) {
+		const struct vgpu_sample *sample = at(pacer, members[i]);
+
+		if (inside * 2 < count || (begin[i] >= from && end[i] <= until))
+			settle_sample(pacer, bill, now, sample, own[i]);
+		else if (!sample->charged_ns) /* it was free so far */
+			settle_all(
+				bill, now,
+				(int64_t)trimmed(bill, vgpu_bucket_first(bill->devices[0],
+									 sample->launched_ns, now,
+									 (uint64_t)own[i])));
+	}
 }
 
 /* Groups at the head that are complete; places become free in order. */

@@ -23,8 +23,7 @@ struct vgpu_rate vgpu_rate_of(const struct vgpu_grant_device *grant)
 	struct vgpu_rate rate = {
 		.permille = permille_of(
 			atomic_load_explicit(&grant->cores_percent, memory_order_acquire)),
-		.first =
-			atomic_load_explicit(&grant->priority_plus_one, memory_order_acquire) == 1,
+		.first = atomic_load_explicit(&grant->priority_plus_one, memory_order_acquire) == 1,
 	};
 
 	if (!burst_ms)

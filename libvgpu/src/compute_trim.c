@@ -8,23 +8,26 @@
  */
 #include "compute.h"
 
+#define DEAD_BAND 5
+#define OTHERS_MIN 20     /* thousandths of the card that neighbours use */
 #define THROTTLED_MIN 100 /* less than that of the second waiting: the limit did not act */
 
 uint32_t vgpu_trim_step(uint32_t trim, uint32_t limit, uint32_t observed, uint32_t throttled,
-			uint32_t dead_band)
+			uint32_t others)
 {
 	int64_t error = (int64_t)observed - (int64_t)limit, next;
 
 	if (!trim)
 		trim = 1000;
-	if (!limit || limit >= VGPU_UNLIMITED_PERMILLE)
+	/* Alone, events tell the truth, and to a finer grain than NVML. */
+	if (!limit || limit >= VGPU_UNLIMITED_PERMILLE || others < OTHERS_MIN)
 		return 1000;
 	if (throttled < THROTTLED_MIN && error < 0)
 		return trim; /* it does not want more */
-	if (error >= -(int64_t)dead_band && error <= (int64_t)dead_band)
+	if (error >= -DEAD_BAND && error <= DEAD_BAND)
 		return trim;
-	/* A third of what would put it right, at most a third at once. */
-	error = error * 1000 / (int64_t)limit / 3;
+	/* Half of what would put it right, at most a third at once. */
+	error = error * 1000 / (int64_t)limit / 2;
 	if (error < -333)
 		error = -333;
 	if (error > 333)

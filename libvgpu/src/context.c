@@ -21,6 +21,7 @@ static void forget(CUcontext context)
 
 	if (!context || vgpu_state() != VGPU_ON)
 		return;
+	vgpu_pace_context_ended(context);
 	while (vgpu_pointer_take_context(VGPU_POINTERS, context, &pointer))
 		if (!pointer.owner)
 			vgpu_release(pointer.card, pointer.bytes);

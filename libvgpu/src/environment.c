@@ -5,6 +5,7 @@
  *
  *   CUDA_DEVICE_MEMORY_LIMIT, ..._LIMIT_<i>  bytes, or with k, m, g; 0 = none
  *   CUDA_DEVICE_SM_LIMIT, ..._LIMIT_<i>      percent; 0 and from 100 on = none
+ *   GPU_CORE_UTILIZATION_POLICY              "disable": compute is not limited
  *   CUDA_DEVICE_MEMORY_SHARED_CACHE          where processes share their books
  *
  * <i> is the card's place among those that the container has, and beats the
@@ -18,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "vgpu.h"
 
@@ -108,6 +110,14 @@ static void write_uuid(char text[VGPU_UUID_SIZE], const uint8_t uuid[16])
 				 i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", uuid[i]);
 }
 
+/* Without a node nobody says who is alone, so "default" is as "force". */
+static uint32_t policy(void)
+{
+	const char *text = getenv("GPU_CORE_UTILIZATION_POLICY");
+
+	return text && strcasecmp(text, "disable") == 0 ? VGPU_POLICY_DISABLE : VGPU_POLICY_FORCE;
+}
+
 static void grant_card(struct vgpu_grants *grants, unsigned int place, const uint8_t uuid[16])
 {
 	const char *books = getenv("CUDA_DEVICE_MEMORY_SHARED_CACHE");
@@ -126,6 +136,7 @@ static void grant_card(struct vgpu_grants *grants, unsigned int place, const uin
 	write_uuid(grant->devices[0].uuid, uuid);
 	grant->devices[0].memory_limit_bytes = wanted[place].bytes;
 	grant->devices[0].cores_percent = wanted[place].percent;
+	grant->devices[0].core_policy = policy();
 	/* Too long a path cannot be opened: then the limit is this process's alone. */
 	snprintf(path, sizeof(path), "%s.%s", books && *books ? books : DEFAULT_BOOKS,
 		 grant->devices[0].uuid);

@@ -126,6 +126,32 @@ uint64_t vgpu_part_limit(struct vgpu_part *part)
 	return atomic_load_explicit(&part->limit, memory_order_relaxed);
 }
 
+static uint64_t packed(struct vgpu_rate rate)
+{
+	return rate.permille | (uint64_t)rate.first << 15 | rate.burst_ns << 16;
+}
+
+/* As vgpu_part_limit, for compute. */
+struct vgpu_rate vgpu_part_rate(struct vgpu_part *part)
+{
+	uint64_t last;
+
+	for (int attempt = 0; attempt < 100; attempt++) {
+		uint64_t before = __atomic_load_n(&part->grant->sequence, __ATOMIC_ACQUIRE);
+		struct vgpu_rate rate = vgpu_rate_of(&part->grant->devices[part->index]);
+
+		if (!(before & 1) &&
+		    before == __atomic_load_n(&part->grant->sequence, __ATOMIC_RELAXED)) {
+			if (atomic_load_explicit(&part->rate, memory_order_relaxed) != packed(rate))
+				atomic_store_explicit(&part->rate, packed(rate),
+						      memory_order_relaxed);
+			return rate;
+		}
+	}
+	last = atomic_load_explicit(&part->rate, memory_order_relaxed);
+	return (struct vgpu_rate){(uint32_t)(last & 0x7fff), last >> 16, last >> 15 & 1};
+}
+
 /* Cards may be added while others are in use: what is counted is complete. */
 static const char *add(struct vgpu_grants *grants, const struct vgpu_grant *grant,
 		       struct vgpu_view *view)
@@ -153,6 +179,8 @@ static const char *add(struct vgpu_grants *grants, const struct vgpu_grant *gran
 		part->index = i;
 		part->limit = effective_limit(&grant->devices[i]);
 		vgpu_part_limit(part);
+		part->rate = packed(vgpu_rate_of(&grant->devices[i]));
+		vgpu_part_rate(part);
 		if (fresh)
 			atomic_store(&grants->card_count, grants->card_count + 1);
 	}

@@ -181,8 +181,15 @@ static void remember(const struct stay *stay, CUgraphExec exec, uint64_t stream)
 	}
 }
 
-static CUresult run(int real_index, CUgraphExec exec, CUstream stream, uint64_t name)
+static uint64_t graph_key(CUgraphExec exec)
 {
+	return vgpu_kernel_key(exec, (const uint32_t[7]){0});
+}
+
+static CUresult run(int real_index, CUgraphExec exec, CUstream stream, bool per_thread, bool paced)
+{
+	uint64_t name = vgpu_stream_name(stream, per_thread);
+	struct vgpu_launch launch;
 	__typeof__(&cuGraphLaunch) real = (__typeof__(&cuGraphLaunch))vgpu_real_at(real_index);
 	struct stay stay;
 	CUresult result;
@@ -192,7 +199,10 @@ static CUresult run(int real_index, CUgraphExec exec, CUstream stream, uint64_t 
 	result = enter(&stay, exec, name);
 	if (result != CUDA_SUCCESS)
 		return result;
-	result = real(exec, stream);
+	launch.paced = NULL;
+	if (paced && vgpu_pace_wanted())
+		vgpu_pace_enter(&launch, graph_key(exec), stream, per_thread);
+	result = vgpu_pace_leave(&launch, real(exec, stream));
 	if (stay.devices)
 		leave(&stay, result == CUDA_SUCCESS);
 	if (stay.devices && result == CUDA_SUCCESS)
@@ -202,22 +212,22 @@ static CUresult run(int real_index, CUgraphExec exec, CUstream stream, uint64_t 
 
 VGPU_EXPORT CUresult cuGraphLaunch(CUgraphExec exec, CUstream stream)
 {
-	return run(VGPU_REAL_cuGraphLaunch, exec, stream, vgpu_stream_name(stream, false));
+	return run(VGPU_REAL_cuGraphLaunch, exec, stream, false, true);
 }
 
 VGPU_EXPORT CUresult cuGraphLaunch_ptsz(CUgraphExec exec, CUstream stream)
 {
-	return run(VGPU_REAL_cuGraphLaunch_ptsz, exec, stream, vgpu_stream_name(stream, true));
+	return run(VGPU_REAL_cuGraphLaunch_ptsz, exec, stream, true, true);
 }
 
 VGPU_EXPORT CUresult cuGraphUpload(CUgraphExec exec, CUstream stream)
 {
-	return run(VGPU_REAL_cuGraphUpload, exec, stream, vgpu_stream_name(stream, false));
+	return run(VGPU_REAL_cuGraphUpload, exec, stream, false, false);
 }
 
 VGPU_EXPORT CUresult cuGraphUpload_ptsz(CUgraphExec exec, CUstream stream)
 {
-	return run(VGPU_REAL_cuGraphUpload_ptsz, exec, stream, vgpu_stream_name(stream, true));
+	return run(VGPU_REAL_cuGraphUpload_ptsz, exec, stream, true, false);
 }
 
 /* ---- instantiating */
@@ -346,6 +356,7 @@ VGPU_EXPORT CUresult cuGraphExecDestroy(CUgraphExec exec)
 	if (vgpu_state() != VGPU_ON)
 		return real(exec);
 	forget(exec);
+	vgpu_pace_forget(graph_key(exec));
 	result = real(exec);
 	vgpu_pools_synchronised(0, NULL);
 	return result;

@@ -21,6 +21,7 @@ static void after_fork_in_child(void)
 	vgpu_pointer_forget_all();
 	vgpu_virtual_forget_all();
 	vgpu_pools_forget_all();
+	vgpu_pace_forget_all();
 	vgpu_environment_forget_lock();
 	if (atomic_load(&stage) == STARTING)
 		atomic_store(&stage, UNTOUCHED);

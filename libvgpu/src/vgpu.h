@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "atomics.h"
+#include "compute.h"
 #include "cuda_api.h"
 #include "hooks_gen.h"
 #include "nvml_api.h"
@@ -99,6 +100,7 @@ struct vgpu_part { /* what one grant gives of one card */
 	struct vgpu_view *view;
 	unsigned int index; /* of the device in grant and region */
 	uint64_t limit;     /* last consistent value; UINT64_MAX = not limited */
+	uint64_t rate;      /* likewise, packed */
 };
 struct vgpu_card {
 	uint8_t uuid[16];
@@ -119,6 +121,7 @@ struct vgpu_grants {
 void vgpu_grants_load(struct vgpu_grants *grants);
 void vgpu_grants_add(struct vgpu_grants *grants, const struct vgpu_grant *grant, const char *path);
 uint64_t vgpu_part_limit(struct vgpu_part *part);
+struct vgpu_rate vgpu_part_rate(struct vgpu_part *part);
 bool vgpu_uuid_parse(const char *text, size_t size, uint8_t uuid[16]);
 
 /* ---- limits.c */
@@ -153,6 +156,21 @@ void vgpu_count_driver_oom(struct vgpu_card *card);
 void vgpu_count_unhooked(void);
 /* false = the card is not limited; else its limit and what is used of it */
 bool vgpu_card_usage(struct vgpu_card *card, uint64_t *limit, uint64_t *used);
+
+/* ---- pace.c: around everything that uses the card's time */
+struct vgpu_paced;
+struct vgpu_launch {
+	struct vgpu_paced *paced; /* NULL: not limited, or not now */
+	struct vgpu_bill bill;
+	struct vgpu_ticket ticket;
+	CUstream stream;
+};
+bool vgpu_pace_wanted(void);
+void vgpu_pace_enter(struct vgpu_launch *launch, uint64_t key, CUstream stream, bool per_thread);
+CUresult vgpu_pace_leave(struct vgpu_launch *launch, CUresult result);
+void vgpu_pace_forget(uint64_t key);
+void vgpu_pace_context_ended(CUcontext context);
+void vgpu_pace_forget_all(void);
 
 /* ---- context.c: the device's primary context, once retained, or NULL */
 CUcontext vgpu_primary_context(CUdevice device);

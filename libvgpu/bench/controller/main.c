@@ -96,7 +96,7 @@ static void grid(bool gate, const char *only)
 				char name[64];
 				double native;
 
-				setup.warm_seconds = setup.neighbour ? 12 : 3;
+				setup.warm_seconds = setup.neighbour ? 20 : 3;
 				snprintf(name, sizeof(name), "%s %s %u %s", length_of(kernels[k]),
 					 loops[loop], setup.processes,
 					 setup.neighbour ? "neighbour" : "alone");

@@ -16,6 +16,7 @@
 #define JITTER_NS 20000  /* ... and what comes on top */
 #define POLL_NS 200000   /* as in pace.c */
 #define MEASURE_NS 50000 /* as in pace.c */
+#define NAP_NS 20000000u /* as in pace.c: debts may shrink meanwhile */
 #define TICK_NS 10000000u
 #define HISTORY 100 /* ticks in what NVML averages over */
 #define GRAPH_NODES 20
@@ -129,6 +130,8 @@ static bool may_launch(struct world *world, struct program *program, uint64_t no
 	if (!program->waiting)
 		program->asked = now;
 	program->waiting = true;
+	if (when > now + NAP_NS)
+		when = now + NAP_NS;
 	program->next = when + LATE_NS + draw(world, JITTER_NS);
 	return false;
 }
@@ -210,15 +213,18 @@ static unsigned int tenant_seen(const struct world *world, const struct tenant *
 static void publish_trim(struct world *world, struct tenant *tenant)
 {
 	uint64_t throttled = tenant->device.throttled_ns - tenant->throttled_before;
-	uint32_t processes = 0;
+	uint32_t processes = 0, others = 0;
 
 	for (unsigned int i = 0; i < world->count; i++)
-		processes += world->programs[i].tenant == tenant;
+		if (world->programs[i].tenant == tenant)
+			processes++;
+		else
+			others += 10 * percent_seen(world, &world->programs[i]);
 	tenant->throttled_before = tenant->device.throttled_ns;
 	tenant->device.trim_permille = vgpu_trim_step(
 		tenant->device.trim_permille, tenant->percent * 10,
 		tenant_seen(world, tenant) * 10 + 5 * processes, /* the middle of what was cut */
-		(uint32_t)(throttled / (SECOND / 1000)), 10 * (processes + 1) / 2);
+		(uint32_t)(throttled / (SECOND / 1000)), others);
 }
 
 static void tick(struct world *world)
@@ -341,12 +347,13 @@ static void add_up(const struct world *world, const struct tenant *tenant, doubl
 	}
 }
 
-/* From idle: the last moment at which what was done since is off by more than a
- * fiftieth of a second, or a launch's own length. */
-static double respond(struct world *world, const struct setup *setup, double target)
+/* From idle: the last moment at which what was done since is off by more than the
+ * windows may be, or a launch's own length. */
+static double respond(struct world *world, const struct setup *setup, double mean)
 {
 	uint64_t start = world->card.now + 2 * SECOND;
-	double before, now, work, marks, slack = 2e7, last = 0;
+	double before, now, work, marks, slack = setup->neighbour ? 4e7 : 2e7;
+	double last = 0;
 	double length = (double)setup->kernel_ns * 1.1 * setup->processes;
 
 	if (setup->loop == GRAPH)
@@ -364,7 +371,7 @@ static double respond(struct world *world, const struct setup *setup, double tar
 	for (int i = 1; i <= 200; i++) {
 		run_until(world, start + (uint64_t)i * TICK_NS);
 		add_up(world, &world->tenants[0], &now, &work, &marks, NULL);
-		double off = now - before - target / 100 * i * TICK_NS;
+		double off = now - before - mean / 100 * i * TICK_NS;
 
 		if (off > slack || off < -slack)
 			last = i * (TICK_NS / 1e6);
@@ -400,6 +407,6 @@ void run_setup(const struct setup *setup, double target, struct outcome *outcome
 	outcome->marks = (marks1 - marks0) * 1000 / 1e7 / windows;
 	outcome->other = (other1 - other0) / 1e7 / windows;
 	if (setup->controller == OURS && setup->percent < 100 && !setup->other_percent)
-		outcome->response_ms = respond(world, setup, target);
+		outcome->response_ms = respond(world, setup, outcome->mean);
 	free_world(world);
 }

@@ -90,7 +90,8 @@ struct vgpu_region_device {
 	uint64_t due_ns;         /* W libvgpu (CAS): CLOCK_MONOTONIC; all is paid for by then */
 	uint64_t throttled_ns;   /* W libvgpu (atomic): sum of what launches waited */
 	uint32_t limit_permille; /* W libvgpu: last limit seen; 0 = none yet, 1000 = not limited */
-	uint32_t reserved2[3];
+	uint32_t reserved2;
+	uint64_t known_ns; /* W libvgpu (CAS): CLOCK_MONOTONIC; first samples are charged so far */
 	/* line 3: statistics */
 	uint64_t alloc_count;      /* W libvgpu; R node */
 	uint64_t free_count;       /* W libvgpu; R node */
@@ -153,6 +154,7 @@ VGPU_REGION_AT(vgpu_region_device, due_ns, 160);
 VGPU_REGION_AT(vgpu_region_device, throttled_ns, 168);
 VGPU_REGION_AT(vgpu_region_device, limit_permille, 176);
 VGPU_REGION_AT(vgpu_region_device, reserved2, 180);
+VGPU_REGION_AT(vgpu_region_device, known_ns, 184);
 VGPU_REGION_AT(vgpu_region_device, alloc_count, 192);
 VGPU_REGION_AT(vgpu_region_device, free_count, 200);
 VGPU_REGION_AT(vgpu_region_device, oom_count, 208);

@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The controller by itself: what is paid, what a kernel costs, who is held. No clock. */
+#include <string.h>
+
+#include "compute.h"
+#include "world.h"
+
+#define MS UINT64_C(1000000)
+#define NOW (1000000 * MS)
+
+static const struct vgpu_rate half = {.permille = 500, .burst_ns = 10 * MS};
+
+static void buckets(void)
+{
+	struct vgpu_region_device device = {0};
+	uint64_t due = 0, now = NOW;
+
+	/* An unused share is worth 10 ms, not more. */
+	CHECK(vgpu_bucket_take(&device, now, 5 * MS, &half, &due));
+	CHECK(vgpu_bucket_take(&device, now, 1 * MS, &half, &due));
+	IS(device.due_ns, now + 2 * MS);
+	CHECK(!vgpu_bucket_take(&device, now, 1, &half, &due));
+	IS(due, now + 2 * MS);
+	CHECK(!vgpu_bucket_take(&device, due - 1, 1, &half, &due));
+	CHECK(vgpu_bucket_take(&device, due, 100 * MS, &half, &due));
+	IS(device.due_ns, now + 202 * MS);
+	IS(device.busy_ns, 106 * MS);
+	/* Too much was charged, then too little. */
+	vgpu_bucket_settle(&device, now, -50 * (int64_t)MS, &half);
+	IS(device.due_ns, now + 102 * MS);
+	vgpu_bucket_settle(&device, now, 10 * (int64_t)MS, &half);
+	IS(device.due_ns, now + 122 * MS);
+	IS(device.busy_ns, 66 * MS);
+	/* Another limit: the debt takes as long as the new one needs. */
+	CHECK(!vgpu_bucket_take(&device, now, 1, &(struct vgpu_rate){250, 10 * MS, false}, &due));
+	IS(due, now + 244 * MS);
+	CHECK(!vgpu_bucket_take(&device, now, 1, &half, &due));
+	IS(due, now + 122 * MS);
+	/* What a tenant writes, or what another boot left, does not hold for ever. */
+	device.due_ns = UINT64_MAX;
+	CHECK(vgpu_bucket_take(&device, now, 1 * MS, &half, &due));
+	CHECK(device.due_ns <= now + 2 * MS);
+	/* Nor does a debt grow without end. */
+	for (int i = 0; i < 10; i++)
+		vgpu_bucket_settle(&device, now, (int64_t)(100000 * MS), &half);
+	IS(device.due_ns, now + VGPU_DEBT_MAX_NS);
+	/* Long idle is no credit. */
+	device.due_ns = 5;
+	CHECK(vgpu_bucket_take(&device, now, 0, &half, &due));
+	IS(device.due_ns, now - 10 * MS);
+}
+
+/* Of four that were free and ran side by side, together as long as the time took. */
+static void first_samples(void)
+{
+	struct vgpu_region_device device = {0};
+	uint64_t sum = 0;
+
+	for (int i = 0; i < 4; i++)
+		sum += vgpu_bucket_first(&device, NOW + (uint64_t)i, NOW + 200 * MS, 200 * MS);
+	CHECK(sum <= 200 * MS && sum >= 199 * MS);
+	IS(vgpu_bucket_first(&device, NOW + 300 * MS, NOW + 400 * MS, 30 * MS), 30 * MS);
+	device.known_ns = UINT64_MAX;
+	IS(vgpu_bucket_first(&device, NOW, NOW + 400 * MS, 30 * MS), 30 * MS);
+}
+
+static void waits(void)
+{
+	struct vgpu_region_device device = {0};
+
+	vgpu_bucket_waited(&device, 100000);
+	vgpu_bucket_waited(&device, 100001);
+	vgpu_bucket_waited(&device, 5000 * MS);
+	IS(device.waits[0], 1);
+	IS(device.waits[1], 1);
+	IS(device.waits[5], 1);
+	IS(device.throttled_ns, 200001 + 5000 * MS);
+}
+
+static uint32_t permille(uint32_t cores, uint32_t policy, uint32_t flags, uint32_t ceiling)
+{
+	struct vgpu_grant_device grant = {.cores_percent = cores,
+					  .core_policy = policy,
+					  .flags = flags,
+					  .ceiling_percent = ceiling};
+
+	return vgpu_rate_of(&grant).permille;
+}
+
+static void policies(void)
+{
+	struct vgpu_grant_device grant = {.priority_plus_one = 1, .burst_ms = 5000};
+
+	IS(permille(30, VGPU_POLICY_DEFAULT, 0, 0), 300);
+	IS(permille(30, VGPU_POLICY_DEFAULT, VGPU_GRANT_ALONE, 0), 1000);
+	IS(permille(30, VGPU_POLICY_DEFAULT, VGPU_GRANT_ALONE, 80), 800);
+	IS(permille(30, VGPU_POLICY_DEFAULT, VGPU_GRANT_ALONE, 20), 300);
+	IS(permille(30, VGPU_POLICY_DEFAULT, 0, 80), 300);
+	IS(permille(30, VGPU_POLICY_FORCE, VGPU_GRANT_ALONE, 0), 300);
+	IS(permille(30, VGPU_POLICY_FORCE, VGPU_GRANT_ALONE, 80), 800);
+	IS(permille(30, VGPU_POLICY_DISABLE, 0, 0), 1000);
+	IS(permille(30, VGPU_POLICY_FORCE, VGPU_GRANT_CONTROL_DISABLED, 0), 1000);
+	IS(permille(0, VGPU_POLICY_FORCE, 0, 0), 1000);
+	IS(permille(100, VGPU_POLICY_FORCE, 0, 0), 1000);
+	CHECK(vgpu_rate_of(&grant).first);
+	IS(vgpu_rate_of(&grant).burst_ns, 1000 * MS);
+	grant.priority_plus_one = 0;
+	CHECK(!vgpu_rate_of(&grant).first);
+}
+
+static void gates(void)
+{
+	struct vgpu_gate gate = {0};
+
+	CHECK(!vgpu_gate_holds(&gate, 0, NOW));
+	CHECK(vgpu_gate_holds(&gate, 7, NOW));
+	CHECK(vgpu_gate_holds(&gate, 7, NOW + 1999 * MS));
+	CHECK(!vgpu_gate_holds(&gate, 7, NOW + 2000 * MS)); /* whoever raised it is gone */
+	CHECK(vgpu_gate_holds(&gate, 8, NOW + 2000 * MS));
+	CHECK(!vgpu_gate_holds(&gate, 0, NOW + 2001 * MS));
+	CHECK(vgpu_gate_holds(&gate, 7, NOW + 2002 * MS));
+}
+
+static void trims(void)
+{
+	IS(vgpu_trim_step(0, 300, 300, 500, 500), 1000);
+	CHECK(vgpu_trim_step(1000, 300, 150, 500, 500) < 1000);
+	CHECK(vgpu_trim_step(1000, 300, 400, 500, 500) > 1000);
+	IS(vgpu_trim_step(1000, 300, 150, 0, 500), 1000); /* it does not want more */
+	IS(vgpu_trim_step(500, 300, 150, 500, 0), 1000);  /* alone */
+	IS(vgpu_trim_step(500, 1000, 150, 500, 500), 1000);
+	for (uint32_t trim = 1000, i = 0; i < 100; i++) {
+		trim = vgpu_trim_step(trim, 300, i % 2 ? 0 : UINT32_MAX, 1000, 500);
+		CHECK(trim >= VGPU_TRIM_MIN && trim <= VGPU_TRIM_MAX);
+	}
+	IS(vgpu_trim_apply(123456789, 0), 123456789);
+	IS(vgpu_trim_apply(1000000, 500), 500000);
+	IS(vgpu_trim_apply(1000000, UINT32_MAX), 1500000);
+}
+
+static struct vgpu_costs costs;
+
+static void learning(void)
+{
+	struct vgpu_cost *cost = vgpu_cost_use(&costs, 42);
+
+	CHECK(cost == vgpu_cost_use(&costs, 42) && cost == vgpu_cost_find(&costs, 42));
+	for (int i = 0; i < 1000; i++)
+		CHECK(vgpu_cost_learn(cost, 900000 + (uint64_t)(i % 5) * 50000));
+	CHECK(cost->mean_ns > 980000 && cost->mean_ns < 1020000);
+	/* A neighbour's slice in it. */
+	CHECK(!vgpu_cost_learn(cost, 3 * MS));
+	CHECK(cost->mean_ns < 1020000);
+	/* But not 64 times in a row. */
+	for (int i = 0; i < 64; i++)
+		vgpu_cost_learn(cost, 3 * MS);
+	IS(cost->mean_ns, 3 * MS);
+	/* What was learned beside a neighbour goes at the first sight of the truth. */
+	CHECK(vgpu_cost_learn(cost, 1 * MS));
+	IS(cost->mean_ns, 1 * MS);
+	vgpu_cost_forget(&costs, 42);
+	CHECK(!vgpu_cost_find(&costs, 42));
+	/* More kernels than there is room for: the table is as large as it was. */
+	for (uint64_t key = 1; key < 100000; key++) {
+		cost = vgpu_cost_use(&costs, key);
+		CHECK(cost && cost->key == key && !cost->samples);
+		vgpu_cost_learn(cost, key);
+	}
+	CHECK(vgpu_cost_find(&costs, 99999)->mean_ns == 99999);
+}
+
+static void sampling(void)
+{
+	struct vgpu_cost *cost = vgpu_cost_use(&costs, UINT64_C(1) << 40);
+	int taken = 0;
+
+	for (int i = 0; i < 256 * 100; i++)
+		if (vgpu_cost_wants_sample(cost)) {
+			vgpu_cost_sampled(cost, 1);
+			vgpu_cost_learn(cost, 5000);
+			taken++;
+		}
+	CHECK(taken >= 100 && taken < 125);
+}
+
+static void overlaps(void)
+{
+	const int64_t begin[4] = {0, 50, 300, 310}, end[4] = {100, 150, 400, 320};
+	int64_t own[4];
+
+	vgpu_attribute(begin, end, 4, own);
+	IS(own[0], 75);
+	IS(own[1], 75);
+	IS(own[2], 95);
+	IS(own[3], 5);
+	vgpu_attribute(begin, end, 0, own);
+}
+
+static struct vgpu_pacer pacer;
+
+static void launches(void)
+{
+	struct vgpu_region_device device = {0};
+	struct vgpu_bill bill = {.devices = {&device}, .count = 1, .rate = half};
+	struct vgpu_ticket ticket, other;
+	uint64_t when, now = NOW;
+	int first, sample;
+
+	/* Unknown: one goes, free, with a sample; the next waits for that, for a while. */
+	IS(vgpu_pacer_ask(&pacer, &bill, now, 7, 1, true, &ticket, &when), VGPU_GO);
+	IS(ticket.cost_ns, 0);
+	CHECK(ticket.sample >= 0);
+	IS(vgpu_pacer_oldest(&pacer, &first), -1); /* it is being launched */
+	vgpu_pacer_launched(&pacer, &ticket);
+	IS(vgpu_pacer_ask(&pacer, &bill, now, 7, 1, true, &other, &when), VGPU_MEASURE);
+	CHECK(when > now && when < now + 100 * MS);
+	IS(vgpu_pacer_ask(&pacer, &bill, now, 7, 1, false, &other, &when), VGPU_GO);
+	CHECK(other.cost_ns > 0 && other.sample >= 0);
+	vgpu_pacer_undo(&pacer, &bill, now, &other);
+	sample = vgpu_pacer_oldest(&pacer, &first);
+	IS(sample, ticket.sample);
+	IS(first, sample);
+	device.due_ns = now;
+	vgpu_pacer_measured(&pacer, &bill, now + 40 * MS, sample, 0, 40 * (int64_t)MS);
+	IS(device.due_ns, now + 30 * MS + 80 * MS); /* 10 ms of idleness are kept */
+	IS(vgpu_pacer_ask(&pacer, &bill, now + 41 * MS, 7, 1, true, &other, &when), VGPU_WAIT);
+	IS(when, device.due_ns);
+	IS(vgpu_pacer_ask(&pacer, &bill, when, 7, 1, true, &other, &when), VGPU_GO);
+	IS(other.cost_ns, 40 * MS);
+	vgpu_pacer_lost(&pacer, other.sample);
+	/* Nobody can be kept out by places that are never given back. */
+	for (int i = 0; i < 1000; i++) {
+		now += 1000 * MS;
+		IS(vgpu_pacer_ask(&pacer, &bill, now, 1000 + (uint64_t)i, 1, true, &other, &when),
+		   VGPU_GO);
+	}
+}
+
+int main(void)
+{
+	buckets();
+	first_samples();
+	waits();
+	policies();
+	gates();
+	trims();
+	learning();
+	sampling();
+	overlaps();
+	launches();
+	return 0;
+}
