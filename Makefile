@@ -12,13 +12,14 @@ TSAN    := build/libvgpu-tsan
 LOCK    := $(shell cat requirements/dev.txt pyproject.toml | sha256sum | cut -c1-12)
 VENV    := .venv/.locked-$(LOCK)
 MATRIX_TESTS ?= tests/cluster/test_tables.py tests/cluster/test_simnodes.py
-C_FILES := $(wildcard libvgpu/src/*.c libvgpu/sim/*.c libvgpu/probe/*.c libvgpu/tests/*.c libvgpu/bench/*.c)
+C_FILES := $(wildcard libvgpu/src/*.c libvgpu/sim/*.c libvgpu/probe/*.c libvgpu/tests/*.c \
+             libvgpu/bench/*.c libvgpu/bench/*/*.c)
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HAMI_DRA_BUILD_DIR := $(CURDIR)/$(NATIVE)
 
 .PHONY: demo test preflight native tools lint unit contract native-test cluster-test test-matrix \
-        test-nightly sanitize bench bench-webhook bench-libvgpu lock proto clean help
+        test-nightly sanitize bench bench-webhook bench-libvgpu bench-compute lock proto clean help
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -102,6 +103,10 @@ bench-webhook: $(VENV) tools ## Speed and memory of admission, beside their targ
 bench-libvgpu: $(VENV) native ## What libvgpu adds to calls and starts; with valgrind, instructions too
 	@python libvgpu/bench/calls.py $(NATIVE) \
 	  $$(command -v valgrind >/dev/null && echo --instructions || true)
+
+bench-compute: $(VENV) native ## The compute limit: the whole grid in virtual time, and what a launch costs (3 minutes)
+	@$(NATIVE)/bench/controller
+	@python libvgpu/bench/launch.py $(NATIVE)
 
 lock: ## Resolve the requirement files anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \

@@ -17,6 +17,7 @@
 #include "vgpu/region.h"
 
 #define VGPU_UNLIMITED_PERMILLE 1000u
+#define VGPU_SLICE_MIN_NS 1000000u /* the card's time slices are not shorter */
 
 /* ---- compute_policy.c: what a grant means just now */
 struct vgpu_rate {

@@ -15,9 +15,8 @@
 #include "atomics.h"
 #include "compute.h"
 
-#define WEIGHT 32       /* the mean is over about so many samples */
-#define STRANGERS 64    /* in a row: believed */
-#define SLICE_NS 500000 /* half the shortest time slice */
+#define WEIGHT 32    /* the mean is over about so many samples */
+#define STRANGERS 64 /* in a row: believed */
 
 #define GET(field) atomic_load_explicit(&(field), memory_order_relaxed)
 #define SET(field, value) atomic_store_explicit(&(field), value, memory_order_relaxed)
@@ -155,7 +154,7 @@ bool vgpu_cost_learn(struct vgpu_cost *cost, uint64_t measured_ns)
 	uint64_t low = GET(cost->low_ns), mean = GET(cost->mean_ns);
 	uint32_t weight;
 
-	if (samples && measured_ns > low + low / 2 + SLICE_NS) {
+	if (samples && measured_ns > low + low / 2 + VGPU_SLICE_MIN_NS / 2) {
 		SET(cost->strangers, strangers + 1);
 		if (strangers + 1 < STRANGERS)
 			return false;
@@ -169,7 +168,7 @@ bool vgpu_cost_learn(struct vgpu_cost *cost, uint64_t measured_ns)
 		return true;
 	}
 	/* Far below what was believed: the first samples had strangers in them. */
-	if (mean > measured_ns + measured_ns / 2 + SLICE_NS) {
+	if (mean > measured_ns + measured_ns / 2 + VGPU_SLICE_MIN_NS / 2) {
 		SET(cost->mean_ns, measured_ns);
 		SET(cost->low_ns, measured_ns);
 		SET(cost->samples, 1);

@@ -38,10 +38,11 @@ uint32_t vgpu_trim_step(uint32_t trim, uint32_t limit, uint32_t observed, uint32
 	return next > VGPU_TRIM_MAX ? VGPU_TRIM_MAX : (uint32_t)next;
 }
 
-/* The word is in the region, so it may be anything. */
+/* Shorter kernels are measured between slices, and better than a whole percent tells.
+ * The word is in the region, so it may be anything. */
 uint64_t vgpu_trim_apply(uint64_t cost_ns, uint32_t trim)
 {
-	if (!trim)
+	if (!trim || cost_ns < VGPU_SLICE_MIN_NS / 2)
 		return cost_ns;
 	if (trim < VGPU_TRIM_MIN)
 		trim = VGPU_TRIM_MIN;

@@ -135,6 +135,7 @@ static void trims(void)
 	}
 	IS(vgpu_trim_apply(123456789, 0), 123456789);
 	IS(vgpu_trim_apply(1000000, 500), 500000);
+	IS(vgpu_trim_apply(400000, 500), 400000); /* shorter than a slice */
 	IS(vgpu_trim_apply(1000000, UINT32_MAX), 1500000);
 }
 
