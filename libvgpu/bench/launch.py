@@ -29,7 +29,9 @@ def prepare(root: Path) -> None:
     (root / "sim/cards.ini").write_text(card)
     for cores in SETUPS.values():
         if cores is not None:
-            grant = Grant("uid", "gpu", (GrantDevice(UUID, 3000 << 20, cores, core_policy="force"),))
+            grant = Grant(
+                "uid", "gpu", (GrantDevice(UUID, 3000 << 20, cores, core_policy="force"),)
+            )
             (root / f"{cores}/uid_gpu/region").mkdir(parents=True)
             (root / f"{cores}/uid_gpu/grant").write_bytes(encode_grant(grant))
 
@@ -45,7 +47,7 @@ def run(build: Path, root: Path, cores: int | None) -> tuple[float, float, float
     if cores is not None:
         environment["LD_PRELOAD"] = str(build / "src/libvgpu-test.so")
         environment["VGPU_GRANT_ROOT"] = str(root / str(cores))
-    output = subprocess.run(  # noqa: S603 - built here
+    output = subprocess.run(
         [build / "bench/launch-bench"], check=True, capture_output=True, text=True, env=environment
     ).stdout
     median, p99, mean = map(float, output.split())
@@ -63,9 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         prepare(root)
-        results = {
-            name: [] for name in SETUPS
-        }  # type: dict[str, list[tuple[float, float, float]]]
+        results = {name: [] for name in SETUPS}  # type: dict[str, list[tuple[float, float, float]]]
         for _round in range(ROUNDS):
             for name, cores in SETUPS.items():
                 results[name].append(run(build, root, cores))
