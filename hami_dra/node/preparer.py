@@ -1,9 +1,9 @@
 """Prepare and Unprepare of one claim: verify, plan, write down, do, write down that it is done.
 
-Order of Prepare: intent in the ledger, record and directories, CDI file, "ready" in the ledger,
-answer. A crash after any of them leaves either an intent that nobody was told of, which the next
-start undoes, or a claim that the next Prepare finds and repairs. Order of Unprepare: CDI file (no
-container can start with it any more), directories, ledger.
+Order of Prepare: intent in the ledger, record and directories, metadata and its CDI file, CDI file,
+"ready" in the ledger, answer. A crash after any of them leaves either an intent that nobody was
+told of, which the next start undoes, or a claim that the next Prepare finds and repairs. Order of
+Unprepare: CDI files (no container can start with them any more), directories, ledger.
 """
 
 import asyncio
@@ -28,19 +28,28 @@ from hami_dra.node.claimspec import name_devices, name_file, render_claim
 from hami_dra.node.copies import read_copy
 from hami_dra.node.ledger import CardTakenError, ClaimRecord, Ledger, encode_record
 from hami_dra.node.libfile import InstalledLibrary
+from hami_dra.node.metadata import MetadataFiles, name_metadata_ids
 from hami_dra.node.settings import NodeSettings
 from hami_dra.node.sharedir import ShareDirectories
 from hami_dra.policy.binding import Binding, bind_claim
 from hami_dra.policy.devices import CardCapacity, CardOffer, GpuFacts
+from hami_dra.policy.limits import Settled, read_wish, settle_limits
 
 PREPARE_STEPS: Final = (
     "ledger-intent",
     "record",
     "directories",
+    "metadata",
+    "cdi-metadata",
     "cdi",
     "ledger-ready",
 )
-UNPREPARE_STEPS: Final = ("unprepare-cdi", "unprepare-directories", "unprepare-ledger")
+UNPREPARE_STEPS: Final = (
+    "unprepare-cdi",
+    "unprepare-metadata",
+    "unprepare-directories",
+    "unprepare-ledger",
+)
 
 Step = Callable[[str], None]
 T = TypeVar("T")
@@ -59,6 +68,11 @@ class ClaimFiles:
     base: BaseDevices
     installed: InstalledLibrary
     settings: NodeSettings
+
+    @property
+    def metadata(self) -> MetadataFiles:
+        """What containers may read about their devices."""
+        return MetadataFiles(self.store, self.directories)
 
     def render(self, record: ClaimRecord) -> tuple[dict[str, Any], list[str]]:
         """Return a claim's CDI specification and the host paths in it."""
@@ -145,8 +159,8 @@ class Preparer:
         stored = await self._read_claim(claim)
         users = (stored.get("status") or {}).get("reservedFor") or ()
         structlog.contextvars.bind_contextvars(pods=[user.get("name") for user in users])
-        binding = bind_claim(stored, offers, pool=self._settings.node_name)
         known = await self._ledger.find(claim.uid)
+        binding = self.bind(stored, known).binding
         record = ClaimRecord(
             binding=binding,
             library=self._files.choose_library(known),
@@ -160,6 +174,10 @@ class Preparer:
         self._step("record")
         await self._in_thread(self._files.directories.ensure, binding)
         self._step("directories")
+        await self._in_thread(self._files.metadata.write, binding, gpus)
+        self._step("metadata")
+        await self._in_thread(self._files.metadata.write_spec, binding)
+        self._step("cdi-metadata")
         await self._in_thread(self._files.write_spec, record)
         self._step("cdi")
         await self._ledger.finish(claim.uid, self._boot_id)
@@ -169,11 +187,15 @@ class Preparer:
                 request=device.request,
                 pool=device.pool,
                 device=device.device,
-                cdi_ids=(f"{CDI_KIND_CLAIM}={name}", base_id),
+                cdi_ids=(f"{CDI_KIND_CLAIM}={name}", base_id, *metadata_ids),
                 share_id=device.share_id,
             )
-            for name, device, base_id in zip(
-                name_devices(binding), binding.devices, base_ids, strict=True
+            for name, device, base_id, metadata_ids in zip(
+                name_devices(binding),
+                binding.devices,
+                base_ids,
+                name_metadata_ids(binding),
+                strict=True,
             )
         )
 
@@ -212,6 +234,20 @@ class Preparer:
             return None  # it may be well; the next try asks again
         return record.binding if record is not None and dead else None
 
+    def bind(self, claim: Mapping[str, Any], known: ClaimRecord | None) -> Settled:
+        """Understand a claim as it is stored, with the limits that its annotation asks for.
+
+        Args:
+            claim: A ResourceClaim.
+            known: What was prepared of it before.
+
+        Raises:
+            UserError: See `bind_claim`.
+            RetryError: See `bind_claim`.
+        """
+        granted = bind_claim(claim, self._offers(), pool=self._settings.node_name)
+        return settle_limits(granted, read_wish(claim), known.binding if known else None)
+
     async def unprepare(self, claim: ClaimRef) -> None:
         """Undo it, from what is on this node alone; see `ClaimHandler.unprepare`."""
         known = await self._ledger.find(claim.uid)
@@ -224,6 +260,8 @@ class Preparer:
         """Remove everything that belongs to a claim. Idempotent; an unknown claim is no error."""
         await self._in_thread(self._files.store.remove, name_file(uid))
         self._step("unprepare-cdi")
+        await self._in_thread(self._files.metadata.remove_spec, uid)
+        self._step("unprepare-metadata")
         await self._in_thread(self._files.directories.remove, uid)
         self._step("unprepare-directories")
         await self._ledger.remove(uid)

@@ -27,6 +27,7 @@ from hami_dra.node.claimspec import CLAIM_PREFIX, name_file
 from hami_dra.node.copies import read_copy
 from hami_dra.node.ledger import ClaimRecord, Ledger
 from hami_dra.node.libfile import remove_unused
+from hami_dra.node.metadata import METADATA_PREFIX
 from hami_dra.node.preparer import ClaimFiles, Preparer
 
 _log = structlog.get_logger(__name__)
@@ -135,9 +136,10 @@ class Recovery:
         found = {record.binding.claim_uid for record in await self._ledger.records()}
         found |= set(await self._in_thread(self._files.directories.uids))
         found |= {
-            name.removeprefix(CLAIM_PREFIX)
+            name.removeprefix(prefix)
             for name in await self._in_thread(self._files.store.names)
-            if name.startswith(CLAIM_PREFIX)
+            for prefix in (CLAIM_PREFIX, METADATA_PREFIX)
+            if name.startswith(prefix)
         }
         return sorted(found - kept)
 
@@ -219,7 +221,8 @@ class Recovery:
                 try:
                     await self._in_thread(self._files.directories.sweep_temporaries, uid)
                     await self._in_thread(self._files.directories.ensure, record.binding)
-                    changed = await self._in_thread(self._files.write_spec, record)
+                    changed = await self._in_thread(self._files.metadata.write_spec, record.binding)
+                    changed |= await self._in_thread(self._files.write_spec, record)
                 except HamiDraError as error:
                     _log.warning("repair.failed", uid=uid, error=str(error))
                     continue

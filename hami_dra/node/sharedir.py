@@ -45,6 +45,10 @@ class ShareDirectories:
         """Return where a request's region directory is."""
         return self._claim(uid) / _checked(request) / names.REGION_DIR
 
+    def metadata_path(self, uid: str, request: str) -> Path:
+        """Return where a request's device metadata is."""
+        return self._claim(uid) / _checked(request) / names.METADATA_FILE
+
     def ensure(self, binding: Binding) -> None:
         """Make what is missing and bring grants up to date. Idempotent.
 

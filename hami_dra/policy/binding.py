@@ -39,6 +39,7 @@ class BoundDevice:
         priority: HAMi's task priority; ``None`` for libvgpu's default.
         core_policy: When compute is throttled; ``None`` for libvgpu's default.
         control_disabled: The limits are told, but not enforced.
+        subrequest: "small" of "g/small"; "" where the request has no alternatives.
     """
 
     request: str
@@ -57,6 +58,7 @@ class BoundDevice:
     priority: int | None = None
     core_policy: CorePolicy | None = None
     control_disabled: bool = False
+    subrequest: str = ""
 
     @property
     def controlled(self) -> bool:
@@ -66,12 +68,22 @@ class BoundDevice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Binding:
-    """The plan for one claim; everything that Prepare does follows from it."""
+    """The plan for one claim; everything that Prepare does follows from it.
+
+    Attributes:
+        claim_uid: ``metadata.uid``.
+        namespace: Of the claim.
+        name: Of the claim.
+        devices: Our results of the allocation, in its order.
+        pod_claim: Entry in ``pod.spec.resourceClaims`` of a claim that was made from a template,
+            else "".
+    """
 
     claim_uid: str
     namespace: str
     name: str
     devices: tuple[BoundDevice, ...]
+    pod_claim: str = ""
 
     @property
     def requests(self) -> dict[str, tuple[BoundDevice, ...]]:
@@ -118,6 +130,7 @@ def bind_claim(claim: Mapping[str, Any], offers: Mapping[str, CardOffer], *, poo
         namespace=str(metadata.get("namespace", "")),
         name=str(metadata.get("name", "")),
         devices=bound,
+        pod_claim=str((metadata.get("annotations") or {}).get(names.ANNOTATION_POD_CLAIM) or ""),
     )
 
 
@@ -159,6 +172,7 @@ def _bind_result(
     if admin or exclusive:
         return BoundDevice(
             request=request.partition("/")[0],
+            subrequest=request.partition("/")[2],
             pool=str(result["pool"]),
             device=device,
             uuid=gpu.uuid,
@@ -178,6 +192,7 @@ def _bind_result(
     limit_mib = _limit_memory(memory_mib, whole.memory_mib, config, config_field, source)
     return BoundDevice(
         request=request.partition("/")[0],
+        subrequest=request.partition("/")[2],
         pool=str(result["pool"]),
         device=device,
         uuid=gpu.uuid,

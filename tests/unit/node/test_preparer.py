@@ -63,6 +63,7 @@ async def test_prepare_leaves_grant_region_and_cdi_file(
     assert device.cdi_ids == (
         f"hami-core-gpu.project-hami.io/claim={ref.uid}-00000001",
         f"hami-core-gpu.project-hami.io/card={device.device}",
+        f"hami-core-gpu.project-hami.io/metadata={ref.uid}_gpu",
     )
     assert (grant.claim_uid, grant.request) == (ref.uid, "gpu")
     assert [(d.memory_limit_bytes, d.cores_percent) for d in grant.devices] == [(3000 * MIB, 30)]
@@ -179,7 +180,7 @@ async def test_every_request_of_a_claim_has_its_own_grant(
     assert [d.memory_limit_bytes // MIB for d in first.devices] == [3000, 1000]
     assert [d.memory_limit_bytes // MIB for d in second.devices] == [500]
     assert spec["devices"][3]["containerEdits"] == {"env": ["NVIDIA_VISIBLE_DEVICES=void"]}
-    assert not (claims / "watch").exists()
+    assert [path.name for path in (claims / "watch").iterdir()] == ["metadata.json"]
 
 
 async def test_a_claim_without_control_says_so_in_its_grant(

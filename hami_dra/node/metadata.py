@@ -1,0 +1,126 @@
+"""Device metadata on disk: ``<state>/claims/<uid>/<request>/metadata.json`` and its CDI file.
+
+A file of its own in the CDI directory, because the protocol has a kind of its own for it and a
+claim whose limits change keeps its other file as it is. A container that runs keeps the file that
+it was started with; the next one gets the new one. What holds at any moment is in the grant.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from hami_dra.cdi.spec import Edits, Mount, render_spec
+from hami_dra.cdi.store import CdiStore, sync_directory, write_durably
+from hami_dra.contract import names
+from hami_dra.contract.errors import RetryError
+from hami_dra.node.claimspec import FILE_PREFIX
+from hami_dra.node.sharedir import ShareDirectories
+from hami_dra.policy.binding import Binding
+from hami_dra.policy.devices import GpuFacts
+from hami_dra.policy.metadata import (
+    decode_metadata,
+    describe_request,
+    encode_metadata,
+    name_container_path,
+)
+
+METADATA_PREFIX: Final = f"{FILE_PREFIX}{names.CDI_CLASS_METADATA}-"
+_MODE: Final = 0o444
+_NO_CARDS: Final[Mapping[str, GpuFacts]] = {}
+
+
+class MetadataFiles:
+    """Writes and removes them. Blocking."""
+
+    def __init__(self, store: CdiStore, directories: ShareDirectories) -> None:
+        self._store = store
+        self._directories = directories
+
+    def write(self, binding: Binding, gpus: Mapping[str, GpuFacts]) -> None:
+        """Bring a claim's documents up to date; each is replaced whole. Idempotent.
+
+        Raises:
+            RetryError: A file cannot be written at the moment.
+        """
+        try:
+            for request in binding.requests:
+                path = self._directories.metadata_path(binding.claim_uid, request)
+                _write(path, describe_request(binding, request, gpus))
+        except OSError as error:
+            raise RetryError(
+                f"metadata of claim {binding.claim_uid}: {error.strerror or error}"
+            ) from error
+
+    def write_spec(self, binding: Binding) -> bool:
+        """Write the CDI file that mounts the documents; return whether it changed.
+
+        A document that is missing is written from what the binding has.
+
+        Raises:
+            RetryError: A file cannot be written at the moment.
+            CdiDirectoryError: The directory is not writable.
+        """
+        paths = self._paths(binding)
+        if not all(path.is_file() for path in paths.values()):
+            self.write(binding, _NO_CARDS)
+        return self._store.write(name_metadata_file(binding.claim_uid), _render(binding, paths))
+
+    def remove_spec(self, uid: str) -> None:
+        """Remove a claim's CDI file; the documents go with the claim's directory. Idempotent.
+
+        Raises:
+            RetryError: It cannot be removed at the moment.
+            CdiDirectoryError: The directory is not writable.
+        """
+        self._store.remove(name_metadata_file(uid))
+
+    def _paths(self, binding: Binding) -> dict[str, Path]:
+        return {
+            request: self._directories.metadata_path(binding.claim_uid, request)
+            for request in binding.requests
+        }
+
+
+def name_metadata_file(claim_uid: str) -> str:
+    """Return the name of the CDI file with a claim's metadata, without suffix."""
+    return f"{METADATA_PREFIX}{claim_uid}"
+
+
+def name_metadata_ids(binding: Binding) -> list[tuple[str, ...]]:
+    """Return, for each result, the CDI ids of its metadata: one for a request's first device."""
+    seen: set[str] = set()
+    found: list[tuple[str, ...]] = []
+    for device in binding.devices:
+        name = _name_device(binding, device.request)
+        found.append(() if name in seen else (f"{names.CDI_KIND_METADATA}={name}",))
+        seen.add(name)
+    return found
+
+
+def _name_device(binding: Binding, request: str) -> str:
+    return f"{binding.claim_uid}_{request}"
+
+
+def _render(binding: Binding, paths: Mapping[str, Path]) -> dict[str, Any]:
+    return render_spec(
+        names.CDI_KIND_METADATA,
+        [
+            (
+                _name_device(binding, request),
+                Edits(mounts=(Mount(str(path), name_container_path(binding, request)),)),
+            )
+            for request, path in paths.items()
+        ],
+    )
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    try:
+        known, generation = decode_metadata(path.read_bytes())
+        if known == document:
+            return
+    except (FileNotFoundError, ValueError):
+        generation = 0  # there is none that could be read
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_durably(path, encode_metadata(document, generation + 1), mode=_MODE)
+    sync_directory(path.parent.parent)
