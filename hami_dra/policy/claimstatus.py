@@ -1,0 +1,167 @@
+"""What a node says of a prepared claim in ``status.devices`` (KEP-4817).
+
+Facts (k8s.io/api/resource/v1 AllocatedDeviceStatus): a list map with the keys driver, device, pool
+and shareID; at most 8 conditions and 10 KiB of data for each entry; an entry whose device is not
+in the allocation is refused; entries go away when the claim is deallocated.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from hami_dra.contract import names
+from hami_dra.contract.limits import digest_limits
+from hami_dra.policy.binding import Binding, BoundDevice
+from hami_dra.policy.limits import Settled
+
+READY: Final = "Ready"
+ENFORCED: Final = "Enforced"
+LIMITS_CHANGED: Final = "LimitsChanged"
+LIMITS_SEEN: Final = "limitsSeen"
+"""Key in the data: `digest_limits` of the annotation that the conditions speak of."""
+
+_LONGEST_MESSAGE: Final = 1024
+_NONE: Final[Mapping[str, Any]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What there is to say of a claim beside its binding.
+
+    Attributes:
+        lost: UUIDs of cards that the driver does not describe any more.
+        settled: The binding, and whether a wish for other limits was refused.
+        limits: Text of that wish; ``None`` if there is none.
+    """
+
+    settled: Settled
+    limits: str | None = None
+    lost: Collection[str] = ()
+
+
+def describe_devices(
+    situation: Situation, stored: Sequence[Mapping[str, Any]], *, stamp: str
+) -> list[dict[str, Any]]:
+    """Return our entries of ``status.devices``.
+
+    Args:
+        situation: What to say.
+        stored: The entries that the claim has. A condition that still holds keeps its time.
+        stamp: RFC 3339 time of conditions that are new or changed.
+    """
+    known = {_key(entry): entry for entry in stored}
+    entries = []
+    for device in situation.settled.binding.devices:
+        entry: dict[str, Any] = {
+            "driver": names.DRIVER_NAME,
+            "pool": device.pool,
+            "device": device.device,
+        }
+        if device.share_id is not None:
+            entry["shareID"] = device.share_id
+        before = {
+            condition.get("type"): condition
+            for condition in known.get(_key(entry), _NONE).get("conditions") or ()
+        }
+        entry["conditions"] = [
+            _date(condition, before.get(condition["type"]), stamp)
+            for condition in _list_conditions(device, situation)
+        ]
+        entry["data"] = _describe_data(device, situation.limits)
+        entries.append(entry)
+    return entries
+
+
+def own_entries(stored: Iterable[Mapping[str, Any]], binding: Binding) -> list[Mapping[str, Any]]:
+    """Return the entries of this driver and this node's pools among all of a claim."""
+    pools = {device.pool for device in binding.devices}
+    return [
+        entry
+        for entry in stored
+        if entry.get("driver") == names.DRIVER_NAME and entry.get("pool") in pools
+    ]
+
+
+def is_current(stored: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether what is stored says the same; the order does not count."""
+    if len(stored) != len(wanted):
+        return False
+    known = {_key(entry): entry for entry in stored}
+    return all(known.get(_key(entry)) == entry for entry in wanted)
+
+
+def name_backend(device: BoundDevice) -> str:
+    """Return who holds a device to its limits."""
+    if device.admin:
+        return "none (admin access)"
+    if device.exclusive:
+        return "none (whole card)"
+    return "none (disabled by the claim)" if device.control_disabled else "libvgpu"
+
+
+def _key(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(entry.get(name) for name in ("driver", "device", "pool", "shareID"))
+
+
+def _list_conditions(device: BoundDevice, situation: Situation) -> list[dict[str, str]]:
+    conditions = [
+        _condition(
+            READY, "CardLost", f"the driver does not describe card {device.uuid}", holds=False
+        )
+        if device.uuid in situation.lost
+        else _condition(READY, "Prepared", f"card {device.uuid} is prepared"),
+        _say_enforced(device),
+    ]
+    refused = situation.settled.refused
+    if refused is not None:
+        conditions.append(_condition(LIMITS_CHANGED, "Refused", str(refused), holds=False))
+    elif situation.limits is not None:
+        conditions.append(
+            _condition(LIMITS_CHANGED, "Applied", "the limits are those of the annotation")
+        )
+    return conditions
+
+
+def _say_enforced(device: BoundDevice) -> dict[str, str]:
+    if device.admin:
+        return _condition(ENFORCED, "AdminAccess", "admin access has no limits", holds=False)
+    if device.exclusive:
+        return _condition(ENFORCED, "WholeCard", "the claim has the whole card", holds=False)
+    if device.control_disabled:
+        return _condition(
+            ENFORCED, "ControlDisabled", "the claim's disableControl lifts its limits", holds=False
+        )
+    return _condition(
+        ENFORCED, "Libvgpu", f"libvgpu holds the containers to {_memory(device)} MiB of the card"
+    )
+
+
+def _memory(device: BoundDevice) -> int:
+    return device.memory_mib or device.consumed_memory_mib
+
+
+def _describe_data(device: BoundDevice, limits: str | None) -> dict[str, Any]:
+    data: dict[str, Any] = {"uuid": device.uuid, "backend": name_backend(device)}
+    if not device.admin:
+        data["memoryMiB"] = _memory(device)
+        data["coresPercent"] = device.cores_percent
+    if limits is not None:
+        data[LIMITS_SEEN] = digest_limits(limits)
+    return data
+
+
+def _condition(kind: str, reason: str, message: str, *, holds: bool = True) -> dict[str, str]:
+    return {
+        "type": kind,
+        "status": "True" if holds else "False",
+        "reason": reason,
+        "message": message[:_LONGEST_MESSAGE],
+    }
+
+
+def _date(
+    condition: dict[str, str], before: Mapping[str, Any] | None, stamp: str
+) -> dict[str, str]:
+    same = before is not None and before.get("status") == condition["status"]
+    since = before.get("lastTransitionTime") if before is not None and same else stamp
+    return {**condition, "lastTransitionTime": str(since)}
