@@ -14,6 +14,7 @@ _COMMANDS: Final = {
     "controller": ("hami_dra.cli.controller", "controller"),
     "convert": ("hami_dra.cli.convert", "convert"),
     "explain": ("hami_dra.cli.explain", "explain"),
+    "claims": ("hami_dra.cli.claims", "claims"),
 }
 
 

@@ -146,6 +146,33 @@ _DEFAULT = NodeSettings(node_name="-")
     help="How often CDI files are compared with the ledger.",
 )
 @click.option(
+    "--claim-poll-seconds",
+    envvar="HAMI_DRA_CLAIM_POLL_SECONDS",
+    type=click.FloatRange(min=0.1),
+    default=_DEFAULT.claim_poll_seconds,
+    help="How often each prepared claim is read again.",
+)
+@click.option(
+    "--audit-seconds",
+    envvar="HAMI_DRA_AUDIT_SECONDS",
+    type=click.FloatRange(min=0),
+    default=_DEFAULT.audit_seconds,
+    help="Between two looks at what processes use of the cards; 0: none.",
+)
+@click.option(
+    "--audit-context-mib",
+    envvar="HAMI_DRA_AUDIT_CONTEXT_MIB",
+    type=click.IntRange(min=0),
+    default=_DEFAULT.audit_context_mib,
+    help="What each process may have beside its grant, for the driver's own use.",
+)
+@click.option(
+    "--audit-evict/--no-audit-evict",
+    envvar="HAMI_DRA_AUDIT_EVICT",
+    default=_DEFAULT.audit_evict,
+    help="Evict pods that use more of a card than they were granted.",
+)
+@click.option(
     "--log-level",
     envvar="HAMI_DRA_LOG_LEVEL",
     type=click.Choice(["debug", "info", "warning", "error"]),

@@ -13,11 +13,12 @@ from typing import Any, Final
 import structlog
 
 from hami_dra.contract.errors import HamiDraError, RetryError, UserError
+from hami_dra.contract.names import FIELD_MANAGER
 from hami_dra.contract.settings import AdmissionSettings
 from hami_dra.controller.metrics import ControllerMetrics
-from hami_dra.controller.podevents import PodEvents
 from hami_dra.kube import Api, ApiError
 from hami_dra.kube.objects import TEMPLATES
+from hami_dra.kube.podevents import PodEvents
 from hami_dra.policy.collection import Key, PodUse, rebuild_template
 from hami_dra.policy.fit import NodeCards
 from hami_dra.service.clock import Clock
@@ -70,7 +71,7 @@ class Restorer:
         """
         self._api = api
         self._clock = clock
-        self._events = PodEvents(api, clock)
+        self._events = PodEvents(api, clock, reporter=f"{FIELD_MANAGER}-controller")
         self._metrics = metrics
         self._settings = settings
         self._templates = templates

@@ -80,10 +80,26 @@ class Api:
         self.session = session
 
     async def get(
-        self, resource: Resource, name: str, *, namespace: str | None = None
+        self,
+        resource: Resource,
+        name: str,
+        *,
+        namespace: str | None = None,
+        cached: bool = False,
     ) -> dict[str, Any]:
-        """Return one object; `NotFoundError` if there is none."""
-        return await self.session.request("GET", resource.path(namespace=namespace, name=name))
+        """Return one object; `NotFoundError` if there is none.
+
+        Args:
+            resource: What to read.
+            name: Of the object.
+            namespace: Of the object.
+            cached: As the API server remembers it, which costs etcd nothing and may be old.
+        """
+        return await self.session.request(
+            "GET",
+            resource.path(namespace=namespace, name=name),
+            params={"resourceVersion": "0"} if cached else None,
+        )
 
     async def list(
         self,
@@ -161,12 +177,14 @@ class Api:
         body: Mapping[str, Any],
         *,
         namespace: str | None = None,
+        subresource: str = "",
         force: bool = False,
     ) -> dict[str, Any]:
         """Server-side apply under our field manager. Idempotent."""
+        path = resource.path(namespace=namespace, name=name)
         return await self.session.request(
             "PATCH",
-            resource.path(namespace=namespace, name=name),
+            f"{path}/{subresource}" if subresource else path,
             params={"fieldManager": FIELD_MANAGER, "force": "true" if force else "false"},
             body=body,
             content_type="application/apply-patch+yaml",

@@ -26,21 +26,27 @@ from hami_dra.cdi.driverroot import DriverRoot
 from hami_dra.cdi.hostspecs import HostSpecs
 from hami_dra.cdi.store import CdiStore
 from hami_dra.contract.errors import HamiDraError, RetryError
-from hami_dra.contract.names import DRIVER_NAME
+from hami_dra.contract.names import DRIVER_NAME, FIELD_MANAGER
 from hami_dra.contract.nodeconfig import NodeConfig
 from hami_dra.gpu.events import NvmlEvents
+from hami_dra.gpu.library import NvmlLibrary
 from hami_dra.gpu.nvml import NvmlSource
+from hami_dra.gpu.processes import NvmlProcesses
 from hami_dra.gpu.source import EventSource, GpuSource
 from hami_dra.kube import Api, connect
+from hami_dra.kube.podevents import PodEvents
 from hami_dra.kubeletplugin.instances import Instance, follow_lead, sweep_sockets
 from hami_dra.kubeletplugin.locks import ClaimLocks
 from hami_dra.kubeletplugin.publisher import Publisher
 from hami_dra.kubeletplugin.registration import Registration
 from hami_dra.kubeletplugin.service import VERSIONS, DraService
 from hami_dra.node import healthstream
+from hami_dra.node.audit import EnforcementAudit
 from hami_dra.node.basedevices import BaseDevices
 from hami_dra.node.cards import Cards
+from hami_dra.node.claimmetrics import ClaimMetrics
 from hami_dra.node.claimspec import FILE_PREFIX
+from hami_dra.node.claimwatch import ClaimWatch, FollowedClaims
 from hami_dra.node.configfile import ConfigFile
 from hami_dra.node.copies import read_copies
 from hami_dra.node.cordon import CordonWatch
@@ -111,6 +117,7 @@ async def run_node(
             inputs = _Inputs(source, events, config_file, config)
             node = _Node(settings, Api(session), state, readiness, inputs, step)
             registry.register(node.metrics)
+            registry.register(node.claim_metrics)
             if await _persist(node.recovery.start, supervisor, note) is not None:
                 await node.serve(supervisor)
 
@@ -171,7 +178,7 @@ class _Node:
             stream=self.stream,
             clock=SystemClock(),
             publish=self.publisher.publish,
-            on_cards=self._write_cards,
+            on_cards=self._note_cards,
             on_state=partial(readiness.set, "nvml"),
         )
         offer = self.cards.offer
@@ -187,6 +194,23 @@ class _Node:
             locks=locks,
             step=step,
         )
+        self.watch = ClaimWatch(
+            api=api,
+            ledger=state.ledger,
+            preparer=preparer,
+            locks=locks,
+            clock=SystemClock(),
+            interval_seconds=settings.claim_poll_seconds,
+        )
+        self.audit = EnforcementAudit(
+            NvmlProcesses(NvmlLibrary(settings.driver_root)),
+            self.watch.held,
+            events=PodEvents(api, SystemClock(), reporter=f"{FIELD_MANAGER}-node"),
+            api=api,
+            interval_seconds=settings.audit_seconds,
+            context_mib=settings.audit_context_mib,
+            evict=settings.audit_evict,
+        )
         self.recovery = Recovery(
             ledger=state.ledger,
             files=files,
@@ -201,7 +225,7 @@ class _Node:
         )
         self.service = DraService(
             socket=sockets.service,
-            handler=preparer,
+            handler=FollowedClaims(preparer, self.watch),
             locks=locks,
             budget_seconds=settings.prepare_budget_seconds,
             beside=self.stream.services(),
@@ -219,6 +243,9 @@ class _Node:
             inputs.config_file.statistics,
             self.cards.health.statistics,
         )
+        self.claim_metrics = ClaimMetrics(
+            self.watch.statistics, self.audit.statistics if settings.audit_seconds else None
+        )
 
     async def serve(self, supervisor: Supervisor) -> None:
         """Serve the kubelet until the process is asked to stop."""
@@ -226,6 +253,9 @@ class _Node:
         self.cards.spawn(supervisor)
         supervisor.spawn("publisher", self.publisher.run())
         supervisor.spawn("cordon", self.cordon.run())
+        supervisor.spawn("claims", self.watch.run())
+        if settings.audit_seconds:
+            supervisor.spawn("audit", self.audit.run())
         supervisor.spawn("repair", self.recovery.repair_forever(settings.repair_seconds))
         supervisor.spawn("sweep", self.recovery.sweep_forever())
         if instance.name:
@@ -246,7 +276,8 @@ class _Node:
         self._state.instance.set_registered(registered=reason is None)
         self.publisher.refresh()
 
-    def _write_cards(self) -> None:
+    def _note_cards(self, lost: frozenset[str]) -> None:
+        self.watch.set_lost(lost)
         self._state.executor.submit(_try_to_write_cards, self._state.files, self.cards.inventory)
 
     def _note_lead(self, _: bool) -> None:  # noqa: FBT001 - as `follow_lead` calls it

@@ -41,7 +41,7 @@ class Cards:
         stream: Tells the kubelet.
         clock: Time.
         publish: Takes the devices for the scheduler.
-        on_cards: Called after the list of cards has changed.
+        on_cards: Called after the list of cards has changed, with the UUIDs of those that are lost.
         on_state: See `Inventory`.
     """
 
@@ -56,7 +56,7 @@ class Cards:
         stream: HealthStream,
         clock: Clock,
         publish: Callable[[list[Object]], None],
-        on_cards: Callable[[], None],
+        on_cards: Callable[[frozenset[str]], None],
         on_state: Callable[[str | None], None],
     ) -> None:
         self._settings = settings
@@ -95,7 +95,7 @@ class Cards:
     def _announce(self, gpus: tuple[GpuFacts, ...], lost: frozenset[str]) -> None:
         self.offer.set_cards(gpus, lost)
         self._stream.set_cards(gpus)
-        self._on_cards()
+        self._on_cards(lost)
 
     def _mark(self, faults: Faults) -> None:
         self.offer.set_faults(faults)

@@ -50,6 +50,7 @@ UNPREPARE_STEPS: Final = (
     "unprepare-directories",
     "unprepare-ledger",
 )
+CHANGE_STEPS: Final = ("limits-record", "limits-ledger", "limits-grant", "limits-metadata")
 
 Step = Callable[[str], None]
 T = TypeVar("T")
@@ -247,6 +248,39 @@ class Preparer:
         """
         granted = bind_claim(claim, self._offers(), pool=self._settings.node_name)
         return settle_limits(granted, read_wish(claim), known.binding if known else None)
+
+    async def change(self, record: ClaimRecord) -> None:
+        """Put other limits into force for a claim that is prepared, under running programs.
+
+        The ledger comes before what follows from it, and after the copy that stands in for it:
+        whatever ends this process, the next one sees what is left to do.
+
+        Args:
+            record: The claim's, with nothing changed but limits.
+
+        Raises:
+            RetryError: A file or the ledger cannot be written at the moment.
+        """
+        uid = record.binding.claim_uid
+        await self._in_thread(
+            self._files.directories.write_record, uid, encode_record(replace(record, ready=True))
+        )
+        self._step("limits-record")
+        await self._ledger.begin(record, {})
+        self._step("limits-ledger")
+        await self._in_thread(self._files.directories.ensure, record.binding)
+        self._step("limits-grant")
+        await self.refresh_metadata(record.binding)
+        self._step("limits-metadata")
+
+    async def refresh_metadata(self, binding: Binding) -> None:
+        """Bring what containers may read of their devices up to date. Idempotent.
+
+        Raises:
+            RetryError: A file cannot be written at the moment.
+        """
+        gpus = {name: offer.gpu for name, offer in self._offers().items()}
+        await self._in_thread(self._files.metadata.write, binding, gpus)
 
     async def unprepare(self, claim: ClaimRef) -> None:
         """Undo it, from what is on this node alone; see `ClaimHandler.unprepare`."""

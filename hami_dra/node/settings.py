@@ -75,6 +75,14 @@ class NodeSettings:
         rediscover_seconds: How often the cards are looked at again.
         repair_seconds: How often CDI files are compared with the ledger: a wiped directory is
             whole again before the next container starts in most cases.
+        claim_poll_seconds: How often each prepared claim is read again: for a wish for other
+            limits, for the pods that use it, and to restore its status.
+        audit_seconds: Between two looks at what processes use of the cards; a pod is reported
+            after the second one that finds too much. 0: no audit.
+        audit_context_mib: What each process may have beside its grant: contexts and modules,
+            which the driver takes and libvgpu does not count. Above what the largest cards need.
+        audit_evict: Ask pods that use more than they were granted to end. Needs the rights of
+            ``deploy/manifests/audit-eviction.yaml``.
     """
 
     node_name: str
@@ -97,6 +105,10 @@ class NodeSettings:
     drain_seconds: float = 10.0
     rediscover_seconds: float = 60.0
     repair_seconds: float = 10.0
+    claim_poll_seconds: float = 15.0
+    audit_seconds: float = 10.0
+    audit_context_mib: int = 640
+    audit_evict: bool = False
 
     @property
     def sockets(self) -> PluginSockets:

@@ -1,0 +1,294 @@
+"""Follows the claims that are prepared here: their wish for other limits, their pods, their status.
+
+The node reads each of its own claims by name every few seconds. A watch would need the right to
+list every claim of the cluster, and would bring every node the changes of all; the read needs the
+right that Prepare has already, and is answered from the API server's memory
+(docs/decisions/0023-claim-status.md).
+"""
+
+import asyncio
+import datetime as dt
+import random
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import structlog
+
+from hami_dra.contract.errors import HamiDraError
+from hami_dra.kube import Api, NotFoundError
+from hami_dra.kube.objects import CLAIMS
+from hami_dra.kubeletplugin.locks import ClaimLocks
+from hami_dra.kubeletplugin.service import ClaimHandler, ClaimRef, PreparedDevice
+from hami_dra.node.ledger import ClaimRecord, Ledger
+from hami_dra.node.preparer import Preparer
+from hami_dra.policy.audit import HeldClaim, read_pods
+from hami_dra.policy.claimstatus import Situation, describe_devices, is_current, own_entries
+from hami_dra.policy.limits import Settled, keep_limits, read_wish
+from hami_dra.service.clock import Clock
+
+_log = structlog.get_logger(__name__)
+
+_AT_ONCE: Final = 4
+"""Claims looked at together: a node that starts must not flood the API server."""
+_BACKOFF_SECONDS: Final = (1.0, 60.0)
+_SETTLE_SECONDS: Final = 0.5
+"""After Prepare: kubelet's calls come in bursts, and none of them should wait for us."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchStatistics:
+    """What was done since the start."""
+
+    claims: int
+    writes: int
+    changes: int
+    errors: int
+
+
+@dataclass(slots=True)
+class _Followed:
+    """One claim: when to look again, and what was seen."""
+
+    due: float
+    failures: int = 0
+    version: int = 0
+    fresh: bool = True
+    held: HeldClaim | None = None
+
+
+class ClaimWatch:
+    """Looks at every prepared claim again and again.
+
+    Args:
+        api: Needs get on resourceclaims, patch on resourceclaims/status, and
+            associated-node:patch on resourceclaims/driver for our driver.
+        ledger: What is prepared.
+        preparer: Understands claims and changes limits.
+        locks: Shared with the service.
+        clock: Dates conditions.
+        interval_seconds: How often each claim is looked at.
+    """
+
+    def __init__(
+        self,
+        *,
+        api: Api,
+        ledger: Ledger,
+        preparer: Preparer,
+        locks: ClaimLocks,
+        clock: Clock,
+        interval_seconds: float,
+    ) -> None:
+        self._api = api
+        self._ledger = ledger
+        self._preparer = preparer
+        self._locks = locks
+        self._clock = clock
+        self._interval_seconds = interval_seconds
+        self._followed: dict[str, _Followed] = {}
+        self._lost: frozenset[str] = frozenset()
+        self._wake = asyncio.Event()
+        self._storable = True
+        self._writes = self._changes = self._errors = 0
+
+    def note(self, uid: str) -> None:
+        """Look at a claim soon: it was prepared."""
+        self._followed[uid] = _Followed(due=self._clock.monotonic() + _SETTLE_SECONDS)
+        self._wake.set()
+
+    def forget(self, uid: str) -> None:
+        """Look at a claim no more. Idempotent."""
+        self._followed.pop(uid, None)
+
+    def set_lost(self, uuids: Collection[str]) -> None:
+        """Say in the status of their claims which cards are lost."""
+        if self._lost != frozenset(uuids):
+            self._lost = frozenset(uuids)
+            for followed in self._followed.values():
+                followed.due = self._clock.monotonic()
+            self._wake.set()
+
+    def held(self) -> list[HeldClaim]:
+        """Return the prepared claims that were read at least once, with their pods."""
+        return [item.held for item in self._followed.values() if item.held is not None]
+
+    def statistics(self) -> WatchStatistics:
+        """Return counts since the start."""
+        return WatchStatistics(
+            claims=len(self._followed),
+            writes=self._writes,
+            changes=self._changes,
+            errors=self._errors,
+        )
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        while True:
+            self._wake.clear()
+            try:
+                await self._meet(await self._ledger.records())
+            except HamiDraError as error:
+                _log.warning("claims.unknown", error=str(error))
+            await self.look()
+            try:
+                async with asyncio.timeout(self._pause()):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def look(self) -> None:
+        """Look at every claim whose time has come, once."""
+        now = self._clock.monotonic()
+        due = sorted(uid for uid, item in self._followed.items() if item.due <= now)
+        for first in range(0, len(due), _AT_ONCE):
+            await asyncio.gather(*(self._look_at(uid) for uid in due[first : first + _AT_ONCE]))
+
+    async def _meet(self, records: Iterable[ClaimRecord]) -> None:
+        """Follow what the ledger has: after a start, spread over one interval."""
+        ready = {record.binding.claim_uid for record in records if record.ready}
+        for uid in ready - set(self._followed):
+            wait = self._interval_seconds * random.random()  # noqa: S311 - spreads load
+            self._followed[uid] = _Followed(due=self._clock.monotonic() + wait)
+        for uid in set(self._followed) - ready:
+            self.forget(uid)
+
+    def _pause(self) -> float:
+        soonest = min((item.due for item in self._followed.values()), default=float("inf"))
+        return min(max(soonest - self._clock.monotonic(), 0.0), self._interval_seconds)
+
+    async def _look_at(self, uid: str) -> None:
+        followed = self._followed.get(uid)
+        if followed is None:
+            return
+        delay = self._interval_seconds * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
+        try:
+            await self._follow(uid, followed)
+            followed.failures = 0
+        except HamiDraError as error:
+            low, high = _BACKOFF_SECONDS
+            delay = min(low * 2**followed.failures, high)
+            followed.failures = min(followed.failures + 1, 16)
+            self._errors += 1
+            if followed.failures == 1:
+                _log.warning("claim.not_followed", uid=uid, error=str(error))
+        followed.due = self._clock.monotonic() + delay
+
+    async def _follow(self, uid: str, followed: _Followed) -> None:
+        record = await self._ledger.find(uid)
+        if record is None or not record.ready:
+            return
+        binding = record.binding
+        try:
+            claim = await self._api.get(
+                CLAIMS, binding.name, namespace=binding.namespace, cached=True
+            )
+        except NotFoundError:
+            return  # its containers may still be ending; see Recovery.sweep
+        version = _read_version(claim)
+        if claim["metadata"].get("uid") != uid or version < followed.version:
+            # Another claim of the name, or an API server that is behind: never go back in time.
+            return
+        followed.version = version
+        settled = await self._settle(claim, uid, fresh=followed.fresh)
+        if settled is None:
+            return
+        followed.fresh = False
+        followed.held = HeldClaim(
+            binding=settled.binding, pods=read_pods(claim), changed=read_wish(claim) is not None
+        )
+        await self._write(claim, settled, followed)
+
+    async def _settle(self, claim: Mapping[str, Any], uid: str, *, fresh: bool) -> Settled | None:
+        """Put the limits that the claim asks for into force; return what holds now."""
+        async with self._locks.hold(uid):
+            record = await self._ledger.find(uid)
+            if record is None or not record.ready:
+                return None
+            try:
+                settled = self._preparer.bind(claim, record)
+            except HamiDraError as error:
+                # The card is lost, or the claim is being given back: what was prepared holds.
+                _log.debug("claim.not_bound", uid=uid, error=str(error))
+                return Settled(record.binding)
+            binding = keep_limits(record.binding, settled.binding)
+            if binding != record.binding:
+                await self._preparer.change(replace(record, binding=binding))
+                self._changes += 1
+                _log.info(
+                    "limits.changed",
+                    uid=uid,
+                    claim=f"{binding.namespace}/{binding.name}",
+                    limits=[
+                        f"{d.request}: {d.memory_mib} MiB, {d.cores_percent} %"
+                        for d in binding.devices
+                    ],
+                )
+            elif fresh:
+                await self._preparer.refresh_metadata(binding)
+            return Settled(binding, settled.refused)
+
+    async def _write(self, claim: Mapping[str, Any], settled: Settled, followed: _Followed) -> None:
+        binding = settled.binding
+        stored = own_entries((claim.get("status") or {}).get("devices") or (), binding)
+        now = dt.datetime.fromtimestamp(self._clock.wall(), tz=dt.UTC)
+        situation = Situation(settled, limits=read_wish(claim), lost=self._lost)
+        wanted = describe_devices(situation, stored, stamp=now.strftime("%Y-%m-%dT%H:%M:%SZ"))
+        if not self._storable or is_current(stored, wanted):
+            return
+        body = {
+            "apiVersion": CLAIMS.api_version,
+            "kind": CLAIMS.kind,
+            # The UID refuses a claim that took the name since.
+            "metadata": {
+                "name": binding.name,
+                "namespace": binding.namespace,
+                "uid": binding.claim_uid,
+            },
+            "status": {"devices": wanted},
+        }
+        try:
+            answer = await self._api.apply(
+                CLAIMS,
+                binding.name,
+                body,
+                namespace=binding.namespace,
+                subresource="status",
+                force=True,
+            )
+        except NotFoundError:
+            return
+        self._writes += 1
+        followed.version = max(followed.version, _read_version(answer))
+        if not own_entries((answer.get("status") or {}).get("devices") or (), binding):
+            self._storable = False
+            _log.warning(
+                "claims.no_status",
+                reason="the API server does not store status.devices: the feature gate "
+                "DRAResourceClaimDeviceStatus is off",
+            )
+
+
+class FollowedClaims:
+    """A handler of kubelet's calls that tells `ClaimWatch` of what it did."""
+
+    def __init__(self, handler: ClaimHandler, watch: ClaimWatch) -> None:
+        self._handler = handler
+        self._watch = watch
+
+    async def prepare(self, claim: ClaimRef) -> Sequence[PreparedDevice]:
+        """See `ClaimHandler.prepare`."""
+        devices = await self._handler.prepare(claim)
+        self._watch.note(claim.uid)
+        return devices
+
+    async def unprepare(self, claim: ClaimRef) -> None:
+        """See `ClaimHandler.unprepare`."""
+        await self._handler.unprepare(claim)
+        self._watch.forget(claim.uid)
+
+
+def _read_version(item: Mapping[str, Any]) -> int:
+    """Return the resourceVersion as a number (comparable by KEP-5504); 0 if it is none."""
+    text = str((item.get("metadata") or {}).get("resourceVersion", ""))
+    return int(text) if text.isascii() and text.isdigit() else 0

@@ -1,0 +1,303 @@
+"""Prepared claims are followed: status, wishes for other limits, pods."""
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hami_dra.contract.grant import decode_grant
+from hami_dra.contract.limits import digest_limits
+from hami_dra.contract.names import ANNOTATION_LIMITS
+from hami_dra.kube.objects import CLAIMS
+from hami_dra.kubeletplugin.service import ClaimRef
+from hami_dra.node.claimwatch import ClaimWatch, FollowedClaims
+from hami_dra.node.preparer import CHANGE_STEPS, Step, no_step
+from hami_dra.policy.audit import Pod
+from hami_dra.policy.metadata import decode_metadata
+from hami_dra.service.clock import ManualClock
+from hami_dra.testing.fakecluster import FakeCluster
+from hami_dra.testing.fakegpus import make_gpu
+from tests.unit.node.rig import Rig, make_claim, make_share, put_claim, start_rig
+from tests.unit.node.test_preparer import MIB, PowerCut, cut_after
+
+STRANGER = {"driver": "nic.example.com", "pool": "p", "device": "nic0", "data": {"a": 1}}
+
+
+class Watched:
+    """A node with its watch, and hands on the clock."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.clock = ManualClock()
+        self.watch = ClaimWatch(
+            api=rig.cluster.api(),
+            ledger=rig.ledger,
+            preparer=rig.preparer,
+            locks=rig.locks,
+            clock=self.clock,
+            interval_seconds=15,
+        )
+        self.handler = FollowedClaims(rig.preparer, self.watch)
+
+    async def look(self) -> None:
+        """Let more than an interval pass, and look."""
+        await self.watch._meet(await self.rig.ledger.records())
+        self.clock.advance(120)
+        await self.watch.look()
+
+    def claim(self) -> dict[str, Any]:
+        """Return the claim as it is stored."""
+        (stored,) = self.rig.cluster.objects(CLAIMS)
+        return stored
+
+    def entry(self) -> dict[str, Any]:
+        """Return what the status says of its only device."""
+        (entry,) = self.claim()["status"]["devices"]
+        return dict(entry)
+
+    def conditions(self) -> dict[str, tuple[str, str]]:
+        """Return status and reason of each condition."""
+        return {c["type"]: (c["status"], c["reason"]) for c in self.entry()["conditions"]}
+
+    def limits(self) -> tuple[int, int]:
+        """Return MiB and percent in the grant."""
+        uid = self.claim()["metadata"]["uid"]
+        path = self.rig.settings.state_dir / "claims" / uid / "gpu" / "grant"
+        (device,) = decode_grant(path.read_bytes()).devices
+        return device.memory_limit_bytes // MIB, device.cores_percent
+
+    async def ask(self, text: str | None) -> None:
+        """Write the annotation as a person would."""
+        metadata = {"annotations": {ANNOTATION_LIMITS: text}}
+        await self.rig.cluster.api().patch(CLAIMS, "job", {"metadata": metadata}, namespace="team")
+
+
+@asynccontextmanager
+async def watching(
+    base: Path, cluster: FakeCluster, *, step: Step = no_step
+) -> AsyncIterator[Watched]:
+    async with start_rig(base, cluster, step=step) as rig:
+        yield Watched(rig)
+
+
+@pytest.fixture
+async def ref(cluster: FakeCluster) -> ClaimRef:
+    claim = make_claim("job", make_share())
+    claim["status"]["reservedFor"] = [{"resource": "pods", "name": "p", "uid": "uid-p"}]
+    return await put_claim(cluster, claim)
+
+
+async def test_a_prepared_claim_says_so_and_is_not_written_again(
+    tmp_path: Path, cluster: FakeCluster, ref: ClaimRef
+) -> None:
+    async with watching(tmp_path, cluster) as node:
+        await node.handler.prepare(ref)
+        before = len(cluster.requests)
+        await node.watch.look()
+        assert len(cluster.requests) == before, "kubelet's next calls come first"
+        await node.look()
+        entry = node.entry()
+        await node.look()
+        await node.look()
+
+        assert node.conditions() == {
+            "Ready": ("True", "Prepared"),
+            "Enforced": ("True", "Libvgpu"),
+        }
+        assert entry["data"]["memoryMiB"] == 3000
+        assert entry["shareID"] == "00000001-0000-4000-8000-000000000000"
+        assert node.watch.statistics().writes == 1
+        assert node.watch.held()[0].pods == {Pod("team", "p", "uid-p")}
+        path = "/apis/resource.k8s.io/v1/namespaces/team/resourceclaims/job/status"
+        assert [r for r in cluster.requests if r[0] != "GET"] == [("PATCH", path)]
+
+
+async def test_it_is_written_until_it_is_stored(
+    tmp_path: Path, cluster: FakeCluster, ref: ClaimRef
+) -> None:
+    async with watching(tmp_path, cluster) as node:
+        await node.handler.prepare(ref)
+        for status in (403, 500, 409):
+            cluster.fault = _refuse("PATCH", status)
+            await node.look()
+        assert "devices" not in node.claim()["status"]
+        cluster.fault = None
+        await node.look()
+
+        assert node.conditions()["Ready"] == ("True", "Prepared")
+        assert node.watch.statistics().errors == 3
+
+
+def _refuse(method: str, status: int) -> Callable[[str, str], int | None]:
+    return lambda called, _: status if called == method else None
+
+
+async def test_what_somebody_removed_is_restored_after_a_restart_too(
+    tmp_path: Path, cluster: FakeCluster, ref: ClaimRef
+) -> None:
+    async with watching(tmp_path, cluster) as node:
+        await node.handler.prepare(ref)
+        await node.look()
+        first = node.entry()
+    stored = cluster.objects(CLAIMS)[0]
+    stored["status"]["devices"] = [STRANGER]
+    await cluster.put(CLAIMS, stored)
+    async with watching(tmp_path, cluster) as node:
+        await node.rig.recovery.start()
+        await node.look()
+
+        assert node.entry()["data"] == first["data"]
+
+
+async def test_limits_change_in_place_and_are_back_after_a_restart(
+    tmp_path: Path, cluster: FakeCluster, ref: ClaimRef
+) -> None:
+    async with watching(tmp_path, cluster) as node:
+        await node.handler.prepare(ref)
+        path = tmp_path / "state" / "claims" / ref.uid / "gpu" / "grant"
+        inode, sequence = path.stat().st_ino, decode_grant(path.read_bytes()).sequence
+        text = '{"gpu":{"memoryMiB":1000,"coresPercent":10}}'
+        await node.ask(text)
+        await node.look()
+
+        assert node.limits() == (1000, 10)
+        assert path.stat().st_ino == inode, "containers have it mapped"
+        assert decode_grant(path.read_bytes()).sequence == sequence + 2
+        assert node.conditions()["LimitsChanged"] == ("True", "Applied")
+        assert node.entry()["data"]["memoryMiB"] == 1000
+        assert node.entry()["data"]["limitsSeen"] == digest_limits(text)
+        document, generation = decode_metadata((path.parent / "metadata.json").read_bytes())
+        assert generation == 2
+        assert document["requests"][0]["devices"][0]["attributes"]["memoryMiB"] == {"int": 1000}
+    (path.parent / "grant").unlink()
+    async with watching(tmp_path, cluster) as node:
+        await node.rig.recovery.start()
+        assert node.limits() == (1000, 10), "from the ledger, before the API server is asked"
+        await node.rig.preparer.prepare(ref)
+        assert node.limits() == (1000, 10)
+        await node.ask(None)
+        await node.look()
+
+        assert node.limits() == (3000, 30)
+        assert "LimitsChanged" not in node.conditions()
+
+
+async def test_a_wish_that_is_refused_changes_nothing_and_says_why(
+    tmp_path: Path, cluster: FakeCluster, ref: ClaimRef
+) -> None:
+    async with watching(tmp_path, cluster) as node:
+        await node.handler.prepare(ref)
+        await node.ask('{"gpu":{"memoryMiB":1000}}')
+        await node.look()
+        for text in ('{"gpu":{"memoryMiB":3001}}', "nonsense", '{"x":{}}'):
+            await node.ask(text)
+            await node.look()
+
+            assert node.limits() == (1000, 30)
+            assert node.conditions()["LimitsChanged"] == ("False", "Refused")
+            assert node.entry()["data"]["limitsSeen"] == digest_limits(text)
+        # Prepare, too, leaves what holds.
+        await node.handler.prepare(ref)
+        assert node.limits() == (1000, 30)
+
+
+@pytest.mark.parametrize("step", CHANGE_STEPS)
+async def test_a_crash_while_limits_change_is_finished_by_the_next_start(
+    tmp_path: Path, cluster: FakeCluster, ref: ClaimRef, step: str
+) -> None:
+    async with watching(tmp_path, cluster, step=cut_after(step)) as node:
+        await node.handler.prepare(ref)
+        await node.ask('{"gpu":{"memoryMiB":1000}}')
+        with pytest.raises(PowerCut):
+            await node.look()
+    async with watching(tmp_path, cluster) as node:
+        await node.rig.recovery.start()
+        assert node.limits() == ((3000, 30) if step == "limits-record" else (1000, 30))
+        await node.look()
+
+        assert node.limits() == (1000, 30)
+        path = tmp_path / "state" / "claims" / ref.uid / "gpu" / "metadata.json"
+        document, _ = decode_metadata(path.read_bytes())
+        assert document["requests"][0]["devices"][0]["attributes"]["memoryMiB"] == {"int": 1000}
+        assert node.conditions()["LimitsChanged"] == ("True", "Applied")
+        (record,) = await node.rig.ledger.records()
+        beside = json.loads((path.parent.parent / "record.json").read_text())
+        assert record.ready
+        assert beside["binding"]["devices"][0]["memory_mib"] == 1000
+
+
+async def test_an_api_server_that_is_behind_takes_nothing_back(
+    tmp_path: Path, cluster: FakeCluster, ref: ClaimRef
+) -> None:
+    async with watching(tmp_path, cluster) as node:
+        await node.handler.prepare(ref)
+        old = cluster.objects(CLAIMS)[0]
+        await node.ask('{"gpu":{"memoryMiB":1000}}')
+        await node.look()
+        path = CLAIMS.path(namespace="team", name="job")
+        now, cluster._objects[path] = cluster._objects[path], old
+        await node.look()
+        assert node.limits() == (1000, 30)
+        cluster._objects[path] = now
+        await node.look()
+
+        assert node.watch.statistics().changes == 1
+
+
+async def test_a_lost_card_is_said_and_forgotten_claims_are_left_alone(
+    tmp_path: Path, cluster: FakeCluster, ref: ClaimRef
+) -> None:
+    async with watching(tmp_path, cluster) as node:
+        await node.handler.prepare(ref)
+        await node.look()
+        gpus = dict(node.rig.gpus)
+        node.rig.gpus.clear()
+        node.watch.set_lost({make_gpu(0).uuid})
+        await node.watch.look()
+        assert node.conditions()["Ready"] == ("False", "CardLost")
+        node.rig.gpus.update(gpus)
+        node.watch.set_lost(())
+        await node.watch.look()
+        assert node.conditions()["Ready"] == ("True", "Prepared")
+        await node.handler.unprepare(ref)
+        before = len(cluster.requests)
+        await node.look()
+
+        assert len(cluster.requests) == before
+        assert node.watch.held() == []
+
+
+async def test_a_claim_that_took_the_name_is_not_touched(
+    tmp_path: Path, cluster: FakeCluster, ref: ClaimRef
+) -> None:
+    async with watching(tmp_path, cluster) as node:
+        await node.handler.prepare(ref)
+        await cluster.remove(CLAIMS, "job", namespace="team")
+        await node.look()
+        await put_claim(cluster, make_claim("job", make_share(), uid="another"))
+        await node.look()
+
+        assert "devices" not in node.claim()["status"]
+        assert node.watch.statistics().errors == 0
+
+
+async def test_a_server_that_stores_no_status_is_not_asked_again_and_again(
+    tmp_path: Path, cluster: FakeCluster, ref: ClaimRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with watching(tmp_path, cluster) as node:
+        await node.handler.prepare(ref)
+        monkeypatch.setattr(cluster, "_change", _drop_status(cluster))
+        for _ in range(3):
+            await node.look()
+
+        assert node.watch.statistics().writes == 1
+
+
+def _drop_status(cluster: FakeCluster) -> Callable[..., Any]:
+    async def change(_: object, path: str) -> Any:
+        return cluster._get(path)
+
+    return change
