@@ -13,7 +13,6 @@ from hami_dra.testing.simgpu import A100, T4
 from tests.cluster.cluster import Cluster
 from tests.cluster.errors import CommandError
 from tests.cluster.manifests import claim, pod, pod_with_claim, text
-from tests.cluster.simcards import make_cards
 from tests.cluster.simnodes import SimNode, create_nodes
 from tests.cluster.stack import Stack
 from tests.cluster.test_sharing import allocations
@@ -309,10 +308,10 @@ def test_the_optional_policy_leaves_limits_to_those_who_have_the_verb(stack: Sta
 
 def test_another_nodes_plugin_writes_no_status_here(stack: Stack) -> None:
     cluster = stack.cluster
-    create_nodes(cluster.api, [SimNode(name="elsewhere", cards=make_cards(["A100"], node=7))])
     cluster.apply(text(claim("ours", memory="1Gi", cores="0"), pod_with_claim("q", "ours")))
     cluster.wait_pod_running("q")
     (entry,) = wait_status(stack, "ours", memoryMiB=1024)
+    create_nodes(cluster.api, [SimNode(name="other-node")])
     wanted = {**entry, "data": {**entry["data"], "memoryMiB": 9}}
     body = {
         "apiVersion": "resource.k8s.io/v1",
@@ -333,7 +332,7 @@ def test_another_nodes_plugin_writes_no_status_here(stack: Stack) -> None:
             return str(error)
 
     assert "serverside-applied" in apply_as(stack.node_name, body)
-    said = apply_as("elsewhere", body)
+    said = apply_as("other-node", body)
     assert "changing status.devices requires" in said
     assert "serverside-applied" not in said
     # Nor what belongs to the scheduler, whoever asks.
@@ -342,5 +341,4 @@ def test_another_nodes_plugin_writes_no_status_here(stack: Stack) -> None:
     assert entries(cluster.kubectl_json("get", "resourceclaim", "ours")) == [entry]
     cluster.kubectl("delete", "pod", "q", "--wait")
     cluster.kubectl("delete", "resourceclaim", "ours")
-    cluster.kubectl("delete", "resourceslices", "--field-selector=spec.nodeName=elsewhere")
-    cluster.kubectl("delete", "node", "elsewhere")
+    cluster.kubectl("delete", "node", "other-node")
