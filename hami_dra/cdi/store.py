@@ -125,7 +125,9 @@ class CdiStore:
         return RetryError(f"CDI directory {self.directory}: {reason}")
 
 
-def write_durably(path: Path, content: bytes, *, mode: int, shared: bool = False) -> None:
+def write_durably(
+    path: Path, content: bytes, *, mode: int, shared: bool = False, sync_name: bool = True
+) -> None:
     """Replace a file so that after a crash it holds the old or the new content, never half.
 
     The temporary file does not end in ``.json``, so a runtime never reads it.
@@ -136,6 +138,7 @@ def write_durably(path: Path, content: bytes, *, mode: int, shared: bool = False
         mode: Its permissions.
         shared: Whether another process may write it at the same time; else the temporary file
             has a fixed name, so that what a killed writer left is used up by the next.
+        sync_name: Whether a power cut must not bring the old content back.
     """
     token = f"{secrets.token_hex(4)}." if shared else ""
     temporary = path.with_name(f".{path.name}.{token}tmp")
@@ -148,7 +151,8 @@ def write_durably(path: Path, content: bytes, *, mode: int, shared: bool = False
     finally:
         os.close(descriptor)
     temporary.rename(path)
-    sync_directory(path.parent)
+    if sync_name:
+        sync_directory(path.parent)
 
 
 def sync_directory(directory: Path) -> None:

@@ -14,6 +14,11 @@ from hami_dra.contract.names import CONFIG_API_VERSION, CONFIG_KIND
 CorePolicy = Literal["default", "force", "disable"]
 _MOST_PRIORITY: Final = 2**31 - 1
 _WHOLE_PERCENT: Final = 100
+_NOT_OFFERED: Final = {
+    "oversubscription": "is not offered: nothing moves a program's memory to the host when the "
+    "card is full, so a share would have memory that is not there; remove it",
+}
+"""Fields that people ask for, and that would be promises without anything behind them."""
 
 
 class ShareConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,6 +56,10 @@ def decode_share_config(parameters: object, *, field: str) -> ShareConfig:
     Raises:
         UserError: An unknown or missing field, a wrong type or an impossible value, by name.
     """
+    if isinstance(parameters, dict):
+        for name, reason in _NOT_OFFERED.items():
+            if name in parameters:
+                raise UserError(reason, field=f"{field}.{name}")
     try:
         config = msgspec.convert(parameters, ShareConfig)
     except msgspec.ValidationError as error:

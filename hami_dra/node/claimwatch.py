@@ -3,7 +3,7 @@
 The node reads each of its own claims by name every few seconds. A watch would need the right to
 list every claim of the cluster, and would bring every node the changes of all; the read needs the
 right that Prepare has already, and is answered from the API server's memory
-(docs/decisions/0023-claim-status.md).
+(docs/decisions/0023-claims-on-a-node.md).
 """
 
 import asyncio

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hami_dra.cdi.spec import Edits, Mount, render_spec
-from hami_dra.cdi.store import CdiStore, sync_directory, write_durably
+from hami_dra.cdi.store import CdiStore, write_durably
 from hami_dra.contract import names
 from hami_dra.contract.errors import RetryError
 from hami_dra.node.claimspec import FILE_PREFIX
@@ -122,5 +122,5 @@ def _write(path: Path, document: Mapping[str, Any]) -> None:
     except (FileNotFoundError, ValueError):
         generation = 0  # there is none that could be read
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_durably(path, encode_metadata(document, generation + 1), mode=_MODE)
-    sync_directory(path.parent.parent)
+    # A power cut ends all containers; kubelet then asks again, and it is written anew.
+    write_durably(path, encode_metadata(document, generation + 1), mode=_MODE, sync_name=False)

@@ -143,7 +143,6 @@ def test_a_limit_that_was_lowered_accuses_nobody(stack: WatchedStack) -> None:
     # The plugin forgets what it has seen, and still accuses nobody.
     stack.stop_node()
     stack.start_node()
-    cluster.wait_for("resourceclaims", "live", lambda item: bool(item), "default", 30.0)
     wait_readings(stack, 4)
 
     assert "has-more" not in reports(cluster.api.items("events", "default"))

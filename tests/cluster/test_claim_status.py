@@ -1,12 +1,14 @@
 """What a node says of its claims, what containers read of them, and limits that change live."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from hami_dra.contract.names import ANNOTATION_LIMITS, DRIVER_NAME
 from hami_dra.testing.simgpu import A100, T4
@@ -141,6 +143,31 @@ def test_entries_of_other_drivers_stay_and_ours_come_back(stack: Stack) -> None:
     cluster.wait_for("resourceclaims", "job", lambda item: not entries(item), "default", 30.0)
     cluster.kubectl("delete", "resourceclaim", "job")
     assert stack.leftovers().none
+
+
+def test_the_examples_of_the_reference_do_what_they_say(stack: Stack) -> None:
+    cluster = stack.cluster
+    page = (ROOT / "docs" / "reference" / "claim-config.md").read_text()
+    examples = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 3
+    for example in examples:
+        name = yaml.safe_load(example)["metadata"]["name"]
+        (mib,) = re.findall(r"# a program sees (\d+) MiB", example)
+        cluster.apply(example)
+        cluster.apply(text(pod_with_claim(name, name)))
+        cluster.wait_pod_running(name)
+        assert stack.visible_mib(name) == int(mib)
+        (entry,) = wait_status(stack, name)
+        assert (entry["data"]["backend"] == "libvgpu") is ("disableControl" not in example)
+        cluster.kubectl("delete", "pod", name, "--wait", "--grace-period=1")
+        cluster.kubectl("delete", "resourceclaim", name)
+
+
+def test_a_field_that_would_do_nothing_is_refused(stack: Stack) -> None:
+    body = claim("too-much", memory="1Gi", cores="0", parameters={"oversubscription": True})
+
+    with pytest.raises(CommandError, match="oversubscription: is not offered"):
+        stack.cluster.apply(text(body))
 
 
 def test_a_container_reads_its_share_where_the_protocol_says(stack: Stack) -> None:

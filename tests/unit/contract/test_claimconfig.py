@@ -45,6 +45,10 @@ def test_every_field_travels() -> None:
         ({**KIND, "memoryLimitMib": 1}, "unknown field `memoryLimitMib`"),
         ({**KIND, "memoryLimitMiB": "1"}, "Expected `int | null`"),
         ({**KIND, "memoryLimitMiB": 0}, "at least 1 MiB"),
+        (
+            {**KIND, "oversubscription": True},
+            "parameters.oversubscription: is not offered: nothing moves a program's memory",
+        ),
         ({"kind": "ShareConfig"}, "missing required field `apiVersion`"),
         ({**KIND, "kind": "GpuConfig"}, "Invalid enum value 'GpuConfig'"),
         (["a"], "Expected `object`"),
