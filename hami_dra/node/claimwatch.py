@@ -9,7 +9,7 @@ right that Prepare has already, and is answered from the API server's memory
 import asyncio
 import datetime as dt
 import random
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from hami_dra.kube import Api, NotFoundError
 from hami_dra.kube.objects import CLAIMS
 from hami_dra.kubeletplugin.locks import ClaimLocks
 from hami_dra.kubeletplugin.service import ClaimHandler, ClaimRef, PreparedDevice
-from hami_dra.node.ledger import ClaimRecord, Ledger
+from hami_dra.node.ledger import Ledger
 from hami_dra.node.preparer import Preparer
 from hami_dra.policy.audit import HeldClaim, read_pods
 from hami_dra.policy.claimstatus import Situation, describe_devices, is_current, own_entries
@@ -94,7 +94,9 @@ class ClaimWatch:
 
     def note(self, uid: str) -> None:
         """Look at a claim soon: it was prepared."""
-        self._followed[uid] = _Followed(due=self._clock.monotonic() + _SETTLE_SECONDS)
+        due = self._clock.monotonic() + _SETTLE_SECONDS
+        followed = self._followed.setdefault(uid, _Followed(due=due))
+        followed.due, followed.failures = due, 0
         self._wake.set()
 
     def forget(self, uid: str) -> None:
@@ -124,12 +126,15 @@ class ClaimWatch:
 
     async def run(self) -> None:
         """Follow until cancelled."""
+        next_meeting = self._clock.monotonic()
         while True:
             self._wake.clear()
-            try:
-                await self._meet(await self._ledger.records())
-            except HamiDraError as error:
-                _log.warning("claims.unknown", error=str(error))
+            if self._clock.monotonic() >= next_meeting:
+                next_meeting = self._clock.monotonic() + self._interval_seconds
+                try:
+                    await self.meet()
+                except HamiDraError as error:
+                    _log.warning("claims.unknown", error=str(error))
             await self.look()
             try:
                 async with asyncio.timeout(self._pause()):
@@ -137,21 +142,29 @@ class ClaimWatch:
             except TimeoutError:
                 pass
 
+    async def meet(self) -> None:
+        """Follow what the ledger has, and no more: after a start, spread over one interval.
+
+        Raises:
+            RetryError: The ledger does not answer.
+        """
+        # One that is prepared meanwhile may be missing in what is read.
+        before = set(self._followed)
+        ready = {
+            record.binding.claim_uid for record in await self._ledger.records() if record.ready
+        }
+        for uid in ready - set(self._followed):
+            wait = self._interval_seconds * random.random()  # noqa: S311 - spreads load
+            self._followed[uid] = _Followed(due=self._clock.monotonic() + wait)
+        for uid in before - ready:
+            self.forget(uid)
+
     async def look(self) -> None:
         """Look at every claim whose time has come, once."""
         now = self._clock.monotonic()
         due = sorted(uid for uid, item in self._followed.items() if item.due <= now)
         for first in range(0, len(due), _AT_ONCE):
             await asyncio.gather(*(self._look_at(uid) for uid in due[first : first + _AT_ONCE]))
-
-    async def _meet(self, records: Iterable[ClaimRecord]) -> None:
-        """Follow what the ledger has: after a start, spread over one interval."""
-        ready = {record.binding.claim_uid for record in records if record.ready}
-        for uid in ready - set(self._followed):
-            wait = self._interval_seconds * random.random()  # noqa: S311 - spreads load
-            self._followed[uid] = _Followed(due=self._clock.monotonic() + wait)
-        for uid in set(self._followed) - ready:
-            self.forget(uid)
 
     def _pause(self) -> float:
         soonest = min((item.due for item in self._followed.values()), default=float("inf"))

@@ -15,12 +15,14 @@ from pathlib import Path
 import click
 
 from hami_dra.cli.node import node
-from hami_dra.node.preparer import PREPARE_STEPS, UNPREPARE_STEPS
+from hami_dra.node.preparer import CHANGE_STEPS, PREPARE_STEPS, UNPREPARE_STEPS
 from hami_dra.testing.crashpoints import Point, watch_points
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--at", type=click.Choice(PREPARE_STEPS + UNPREPARE_STEPS), help="After a step.")
+@click.option(
+    "--at", type=click.Choice(PREPARE_STEPS + UNPREPARE_STEPS + CHANGE_STEPS), help="After a step."
+)
 @click.option(
     "--before", type=click.IntRange(min=0), help="Before a point, 0 being the first claim's GET."
 )

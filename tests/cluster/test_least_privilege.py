@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from hami_dra.contract.names import DRIVER_NAME
 from tests.cluster.cluster import Cluster
 from tests.cluster.config import Config
 from tests.cluster.errors import CommandError
@@ -107,8 +108,27 @@ def test_a_plugin_reads_no_pods_and_writes_no_claims(installation: Installation)
     config = f"--kubeconfig={installation.kubeconfig(_ACCOUNT, 'mine')}"
     allowed = cluster.kubectl("auth", "can-i", "--list", config, "-n", "default")
     for line in allowed.splitlines():
-        if "resource.k8s.io" in line or "nodes" in line:
+        # Its own entries of a claim's status; the API server checks which those are.
+        if re.match(r"resourceclaims\.resource\.k8s\.io/(status|driver)\s", line):
+            assert re.search(r"\[(patch|associated-node:patch)\]$", line.strip())
+        elif "resource.k8s.io" in line or "nodes" in line:
             assert not re.search(r"\b(patch|deletecollection)\b", line)
-    for verb, resource in (("list", "pods"), ("update", "resourceclaims"), ("list", "secrets")):
+    own = ("associated-node:patch", f"resourceclaims.resource.k8s.io/{DRIVER_NAME}")
+    assert "yes" in cluster.kubectl("auth", "can-i", *own, "--subresource=driver", config)
+    for question in (
+        ("list", "pods"),
+        ("create", "pods", "--subresource=eviction"),
+        ("update", "resourceclaims"),
+        ("patch", "resourceclaims"),
+        ("list", "resourceclaims"),
+        ("watch", "resourceclaims"),
+        ("update", "resourceclaims", "--subresource=status"),
+        ("update", "resourceclaims", "--subresource=binding"),
+        ("patch", "resourceclaims", "--subresource=binding"),
+        ("associated-node:patch", "resourceclaims", "--subresource=driver"),
+        ("arbitrary-node:patch", own[1], "--subresource=driver"),
+        ("get", "events.events.k8s.io"),
+        ("list", "secrets"),
+    ):
         with pytest.raises(CommandError):
-            cluster.kubectl("auth", "can-i", verb, resource, config)
+            cluster.kubectl("auth", "can-i", *question, config)

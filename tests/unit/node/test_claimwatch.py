@@ -1,5 +1,6 @@
 """Prepared claims are followed: status, wishes for other limits, pods."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from hami_dra.node.claimwatch import ClaimWatch, FollowedClaims
 from hami_dra.node.preparer import CHANGE_STEPS, Step, no_step
 from hami_dra.policy.audit import Pod
 from hami_dra.policy.metadata import decode_metadata
-from hami_dra.service.clock import ManualClock
+from hami_dra.service.clock import ManualClock, SystemClock
 from hami_dra.testing.fakecluster import FakeCluster
 from hami_dra.testing.fakegpus import make_gpu
 from tests.unit.node.rig import Rig, make_claim, make_share, put_claim, start_rig
@@ -44,7 +45,7 @@ class Watched:
 
     async def look(self) -> None:
         """Let more than an interval pass, and look."""
-        await self.watch._meet(await self.rig.ledger.records())
+        await self.watch.meet()
         self.clock.advance(120)
         await self.watch.look()
 
@@ -301,3 +302,60 @@ def _drop_status(cluster: FakeCluster) -> Callable[..., Any]:
         return cluster._get(path)
 
     return change
+
+
+async def test_a_claim_that_is_prepared_while_the_ledger_is_read_is_not_forgotten(
+    tmp_path: Path, cluster: FakeCluster, ref: ClaimRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with watching(tmp_path, cluster) as node:
+        read = node.rig.ledger.records
+
+        async def read_too_early() -> Any:
+            records = await read()
+            await node.handler.prepare(ref)
+            return records
+
+        monkeypatch.setattr(node.rig.ledger, "records", read_too_early)
+        await node.watch.meet()
+
+        assert node.watch.statistics().claims == 1
+
+
+async def test_a_second_pod_of_a_claim_loses_nothing_of_what_is_known(
+    tmp_path: Path, cluster: FakeCluster, ref: ClaimRef
+) -> None:
+    async with watching(tmp_path, cluster) as node:
+        await node.handler.prepare(ref)
+        await node.look()
+        held = node.watch.held()
+        await node.handler.prepare(ref)
+
+        assert node.watch.held() == held
+
+
+async def test_it_runs_until_it_is_cancelled_and_survives_a_server_that_is_away(
+    tmp_path: Path, cluster: FakeCluster, ref: ClaimRef
+) -> None:
+    async with start_rig(tmp_path, cluster) as rig:
+        watch = ClaimWatch(
+            api=cluster.api(),
+            ledger=rig.ledger,
+            preparer=rig.preparer,
+            locks=rig.locks,
+            clock=SystemClock(),
+            interval_seconds=0.05,
+        )
+        handler = FollowedClaims(rig.preparer, watch)
+        cluster.fault = lambda _, path: 503 if path.endswith("/status") else None
+        task = asyncio.create_task(watch.run())
+        await handler.prepare(ref)
+        async with asyncio.timeout(10):
+            while watch.statistics().errors == 0:  # noqa: ASYNC110 - a counter sets no event
+                await asyncio.sleep(0.01)
+        cluster.fault = None
+        await cluster.wait_for(
+            lambda: "devices" in cluster.objects(CLAIMS)[0]["status"], timeout_seconds=10
+        )
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
