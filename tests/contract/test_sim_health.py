@@ -23,7 +23,7 @@ from hami_dra.gpu.nvml import NvmlSource
 from hami_dra.testing.simgpu import A100, T4, report_double_bit_error, report_xid, write_cards
 
 root, sim = Path(sys.argv[1]), Path(sys.argv[1]) / "run/vgpu-sim"
-source = NvmlSource(root, sysfs=root / "sys", card_timeout_seconds=0.3)
+source = NvmlSource(root, sysfs=root / "sys", card_timeout_seconds=2.0)
 
 async def until(answer, wanted):
     async with asyncio.timeout(20):

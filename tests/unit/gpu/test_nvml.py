@@ -88,9 +88,9 @@ async def test_an_nvml_that_hangs_costs_one_thread_and_no_more(tmp_path: Path) -
 async def test_a_card_that_hangs_costs_the_others_nothing(tmp_path: Path) -> None:
     nvml = FakeNvml(3)
     nvml.cards[1].hangs = True
-    cards = source(nvml, tmp_path, card_timeout_seconds=0.05)
+    cards = source(nvml, tmp_path, card_timeout_seconds=2.0)
     with nvml.hanging():
-        for reason in ("no answer within 0.05 s", "an earlier question has not been"):
+        for reason in ("no answer within 2 s", "an earlier question has not been"):
             found = await cards.discover()
             assert [gpu.index for gpu in found.gpus] == [0, 2]
             assert found.skipped[0].hangs
