@@ -61,6 +61,10 @@ PREPARE = [
     f"fsync {CLAIM}/gpu",
     f"fsync {CLAIM}",
     "fsync claims",
+    f"mkdir {CLAIM}/gpu",
+    *replace(f"{CLAIM}/gpu", "metadata.json")[:-1],  # a power cut ends its readers as well
+    "mkdir cdi",
+    *replace("cdi", "metadata-UID.json"),
     "mkdir cdi",
     *replace("cdi", "claim-UID.json"),
     "sql BEGIN IMMEDIATE",
@@ -70,8 +74,11 @@ PREPARE = [
 UNPREPARE = [
     "unlink cdi/claim-UID.json",
     "fsync cdi",
+    "unlink cdi/metadata-UID.json",
+    "fsync cdi",
     f"unlink {CLAIM}/record.json",
     f"unlink {CLAIM}/gpu/grant",
+    f"unlink {CLAIM}/gpu/metadata.json",
     f"rmdir {CLAIM}/gpu/region",
     f"rmdir {CLAIM}/gpu",
     f"rmdir {CLAIM}",
