@@ -16,6 +16,7 @@ _PERMANENT: Final = frozenset(
     {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG}
 )
 _SUFFIX: Final = ".json"
+_PROBE_BYTES: Final = 4096
 
 
 class CdiDirectoryError(HamiDraError):
@@ -35,7 +36,7 @@ class CdiStore:
         self._prefix = prefix
 
     def probe(self) -> None:
-        """Prove that a file can be written and removed.
+        """Prove that a file with content can be written and removed.
 
         Raises:
             CdiDirectoryError: It cannot, with the directory and what to do.
@@ -44,8 +45,10 @@ class CdiStore:
         path = self.directory / f".{self._prefix}probe.tmp"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(b"")
-            path.unlink(missing_ok=True)  # another instance may have been as quick
+            try:
+                path.write_bytes(bytes(_PROBE_BYTES))  # an empty file fits on a full disk
+            finally:
+                path.unlink(missing_ok=True)  # another instance may have been as quick
         except OSError as error:
             raise self._explain(error) from error
 
@@ -130,7 +133,8 @@ def write_durably(
 ) -> None:
     """Replace a file so that after a crash it holds the old or the new content, never half.
 
-    The temporary file does not end in ``.json``, so a runtime never reads it.
+    The temporary file does not end in ``.json``, so a runtime never reads it; it is gone after an
+    error.
 
     Args:
         path: The file.
@@ -148,6 +152,9 @@ def write_durably(
         with open(descriptor, "wb", closefd=False) as file:
             file.write(content)
         os.fsync(descriptor)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     finally:
         os.close(descriptor)
     temporary.rename(path)

@@ -219,6 +219,7 @@ class _Node:
             boot_id=boot_id,
             executor=executor,
             on_cdi=partial(readiness.set, "cdi-dir"),
+            on_state=partial(readiness.set, "state-dir"),
             leads=instance.check_lead,
             alone=instance.alone,
             sweep_more=partial(sweep_sockets, settings.kubelet_dir, DRIVER_NAME, sockets),

@@ -8,9 +8,11 @@ claims are worked on; whoever meets that tries again.
 """
 
 import asyncio
+import errno
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import gt
 from pathlib import Path
@@ -21,9 +23,14 @@ import msgspec
 from hami_dra import __version__
 from hami_dra.contract.errors import RetryError
 from hami_dra.node.ledgerfile import STEPS, DamageError, LedgerFile, is_damage, transaction
+from hami_dra.node.reserve import Reserve
 from hami_dra.policy.binding import Binding
 from hami_dra.policy.devices import CardCapacity
 
+_CODE: Final = 0xFF
+"""SQLite's primary result code, without its extension."""
+_FULL: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
+"""What a full disk looks like: the index beside the log fails in other words than the log."""
 _NOTHING: Final = (-1, -1, -1, -1, -1)
 
 T = TypeVar("T")
@@ -64,9 +71,10 @@ class Ledger:
     Every method may be cancelled: its change is then made or not, never half.
     """
 
-    def __init__(self, file: LedgerFile, executor: ThreadPoolExecutor) -> None:
+    def __init__(self, file: LedgerFile, executor: ThreadPoolExecutor, reserve: Reserve) -> None:
         self._file = file
         self._executor = executor
+        self._reserve = reserve
 
     @classmethod
     async def open(
@@ -99,10 +107,12 @@ class Ledger:
             return count
 
         ledger = cls(
-            LedgerFile(path, fill=fill, check=_check_record, alone=alone, steps=steps), executor
+            LedgerFile(path, fill=fill, check=_check_record, alone=alone, steps=steps),
+            executor,
+            Reserve(path.parent),
         )
         try:
-            await ledger._run(lambda _: None)
+            await ledger._run(lambda _: None, last_resort=True)
         except BaseException:
             executor.shutdown()
             raise
@@ -114,8 +124,8 @@ class Ledger:
         return self._file.restored
 
     async def close(self) -> None:
-        """Close the file."""
-        await asyncio.get_running_loop().run_in_executor(self._executor, self._file.close)
+        """Close the file; what that frees of a full disk is kept for the next `open`."""
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._close)
         self._executor.shutdown()
 
     async def begin(self, record: ClaimRecord, capacities: Mapping[str, CardCapacity]) -> None:
@@ -147,13 +157,31 @@ class Ledger:
         return await self._run(_select, "ORDER BY uid")
 
     async def remove(self, uid: str) -> None:
-        """Forget a claim. Idempotent."""
-        await self._run(_remove, uid)
+        """Forget a claim, also on a full disk. Idempotent."""
+        await self._run(_remove, uid, last_resort=True)
 
-    async def _run(self, work: Callable[..., T], *arguments: object) -> T:
+    async def keep_reserve(self) -> None:
+        """Keep room on the disk for `remove` and the next `open`. Idempotent.
+
+        Raises:
+            RetryError: The disk has no room for anything new.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._reserve.hold)
+
+    async def _run(
+        self, work: Callable[..., T], *arguments: object, last_resort: bool = False
+    ) -> T:
+        """Work in the ledger's thread.
+
+        Args:
+            work: Takes the connection and the arguments.
+            arguments: More for `work`.
+            last_resort: Whether to go on in the reserve if the disk is full.
+        """
+        attempt = self._attempt_to_the_last if last_resort else self._attempt
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._executor, self._attempt, work, arguments)
+            return await loop.run_in_executor(self._executor, attempt, work, arguments)
         except sqlite3.ProgrammingError:
             raise  # a bug, which no disk explains
         except (OSError, sqlite3.DatabaseError, DamageError) as error:
@@ -161,6 +189,19 @@ class Ledger:
                 f"the ledger cannot be used: {error}; --state-dir must be a writable directory on "
                 "a local disk with room"
             ) from error
+
+    def _close(self) -> None:
+        self._file.close()
+        with suppress(RetryError):
+            self._reserve.hold()
+
+    def _attempt_to_the_last(self, work: Callable[..., T], arguments: tuple[object, ...]) -> T:
+        try:
+            return self._attempt(work, arguments)
+        except (OSError, sqlite3.OperationalError) as error:
+            if not _is_full(error) or not self._reserve.release():
+                raise
+        return self._attempt(work, arguments)
 
     def _attempt(self, work: Callable[..., T], arguments: tuple[object, ...]) -> T:
         """Work on the file as it is; once more on a new one if it proves to be damaged."""
@@ -171,6 +212,13 @@ class Ledger:
                 raise
             self._file.replace(str(error))
         return work(self._file.connection(), *arguments)
+
+
+def _is_full(error: OSError | sqlite3.OperationalError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOSPC
+    # An error that this module raises has no code.
+    return getattr(error, "sqlite_errorcode", -1) & _CODE in _FULL
 
 
 def _begin(

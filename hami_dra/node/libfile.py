@@ -5,6 +5,7 @@ Running containers have their version mapped; replacing the file under them woul
 
 import hashlib
 from collections.abc import Container
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -68,16 +69,17 @@ def install_library(source: Path, state_dir: Path) -> InstalledLibrary:
 def remove_unused(state_dir: Path, used: Container[str]) -> list[Path]:
     """Remove libraries that no prepared claim has, and half-written ones. Blocking.
 
-    To be called while no other instance can install one. Returns what was removed.
+    To be called while no other instance can install one. Returns what was removed; one that cannot
+    be stays for the next start, as it is in nobody's way.
     """
     directory = state_dir / "lib"
-    unused = [
-        *(path for path in sorted(directory.glob("libvgpu-*.so")) if str(path) not in used),
-        *sorted(directory.glob(".*.tmp")),
-    ]
-    for path in unused:
-        path.unlink(missing_ok=True)
-    return unused
+    removed = []
+    for path in sorted([*directory.glob("libvgpu-*.so"), *directory.glob(".*.tmp")]):
+        if str(path) not in used:
+            with suppress(OSError):
+                path.unlink()
+                removed.append(path)
+    return removed
 
 
 def _holds(path: Path, content: bytes) -> bool:

@@ -69,6 +69,7 @@ class Recovery:
         boot_id: Of the running kernel.
         executor: The one thread that touches `files`.
         on_cdi: Called with ``None`` while the CDI directory is writable, else with the reason.
+        on_state: The same for the state directory.
         leads: Whether this instance renders CDI files again.
         alone: Tells whether there is no other instance, and keeps others away meanwhile. Blocking.
         sweep_more: Removes more of what dead instances left; called while alone. Blocking.
@@ -84,6 +85,7 @@ class Recovery:
         boot_id: str,
         executor: ThreadPoolExecutor,
         on_cdi: Callable[[str | None], None],
+        on_state: Callable[[str | None], None],
         leads: Callable[[], Awaitable[bool]] = always_lead,
         alone: Callable[[], AbstractContextManager[bool]] = always_alone,
         sweep_more: Callable[[], object] = lambda: None,
@@ -95,6 +97,7 @@ class Recovery:
         self._boot_id = boot_id
         self._executor = executor
         self._on_cdi = on_cdi
+        self._on_state = on_state
         self._leads = leads
         self._alone = alone
         self._sweep_more = sweep_more
@@ -198,6 +201,12 @@ class Recovery:
         Raises:
             RetryError: The ledger cannot be used at the moment.
         """
+        try:
+            await self._ledger.keep_reserve()
+        except HamiDraError as error:
+            self._on_state(str(error))
+        else:
+            self._on_state(None)
         try:
             await self._in_thread(self._files.store.probe)
         except HamiDraError as error:

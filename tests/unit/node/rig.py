@@ -178,6 +178,7 @@ async def start_rig(
         boot_id=boot_id,
         executor=executor,
         on_cdi=cdi_state.append,
+        on_state=lambda _: None,
     )
     try:
         yield Rig(settings, cluster, ledger, files, preparer, recovery, locks, gpus, cdi_state)

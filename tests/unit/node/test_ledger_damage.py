@@ -372,8 +372,9 @@ async def main():
     count = len(await ledger.records())
     await ledger.close()
 
+    (mount / "bare").mkdir()  # without a reserve
     fill()
-    assert "ledger cannot be used" in await refused(Ledger.open(state / "other.db"))
+    assert "ledger cannot be used" in await refused(Ledger.open(mount / "bare" / "ledger.db"))
     (mount / "ballast").unlink()
     remount("ro")
     assert "ledger cannot be used" in await refused(Ledger.open(state / "ledger.db"))
