@@ -41,6 +41,8 @@ class Flags:
     scheduler: tuple[str, ...] = ()
     kubelet: tuple[str, ...] = ()
     kubelet_config: Mapping[str, Any] = field(default_factory=dict)
+    tmpfs: Mapping[str, str] = field(default_factory=dict)
+    """Directories of the cluster's that are file systems of their own, with mount options."""
 
 
 def write_configuration(directory: Path, tools: Tools, flags: Flags) -> None:
@@ -69,6 +71,7 @@ def make_plan(
         lifeline=lifeline,
         relays={str(directory / API_SOCKET): ("127.0.0.1", 6443)},
         components=components,
+        tmpfs={str(directory / name): options for name, options in flags.tmpfs.items()},
     )
 
 

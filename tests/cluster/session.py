@@ -147,6 +147,20 @@ class Session:
         )
         return answer
 
+    def start_again(self, name: str, *, wait: bool = True) -> dict[str, Any]:
+        """Start a process that has ended as it was, and wait until it is ready."""
+        answer: dict[str, Any] = control.request(
+            self.directory, "again", 90.0, name=name, wait=wait
+        )
+        return answer
+
+    def signal_process(self, name: str, sig: int) -> None:
+        """Send a signal to a process (not to its children) and go on, such as SIGSTOP."""
+        pid = self.process_status(name)["pid"]
+        done = self.run(["kill", f"-{int(sig)}", str(pid)])
+        if done.returncode != 0:
+            raise ClusterError(f"signal {sig} for {name!r} (pid {pid}): {done.stderr}")
+
     def process_status(self, name: str) -> dict[str, Any]:
         """Return state, pid (inside), exit status and milestones (seconds since the start)."""
         for status in self.status():
@@ -298,6 +312,13 @@ class Session:
     def cdi_directory(self) -> Path:
         """Where containerd looks for CDI specs."""
         return self.directory / "cdi"
+
+    def inside(self, path: Path) -> Path:
+        """Return where this process finds what the cluster's processes have at a path.
+
+        It differs below a file system that only they have mounted.
+        """
+        return Path(f"/proc/{self._pid}/root") / path.relative_to("/")
 
     def _wait_pod(
         self,

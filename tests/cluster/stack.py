@@ -46,6 +46,8 @@ class Stack(Installation):
         self._cards = tuple(cards)
         self._node_config = cluster.directory / "node-config.json"
         self.driver = driver
+        self.node_options: tuple[str, ...] = ()
+        self.node_environment: dict[str, str] = {}
 
     @classmethod
     def install(
@@ -53,6 +55,8 @@ class Stack(Installation):
         cluster: Cluster,
         cards: Sequence[SimCard],
         settings: Mapping[str, Any] | None = None,
+        *,
+        node_options: tuple[str, ...] = (),
     ) -> Self:
         """Install the manifests and start the processes; return once they are ready.
 
@@ -60,10 +64,12 @@ class Stack(Installation):
             cluster: Where.
             cards: What its node has.
             settings: Content of the admission configuration; the defaults without.
+            node_options: More options for the node plugin.
         """
         driver = create_driver_root(cluster.directory / "driver", cards, BUILD)
         stack = cls(cluster, driver, cards)
         stack.configure_node({})
+        stack.node_options = node_options
         stack.apply_manifests()
         stack.start_webhook(settings)
         stack.start_node()
@@ -104,8 +110,8 @@ class Stack(Installation):
             command = [sys.executable, "-m", "hami_dra.testing.crash", "--at", crash_at, "--"]
         self.cluster.start_process(
             "node",
-            [*command, *self.node_arguments()],
-            self.driver.environment(),
+            [*command, *self.node_arguments(), *self.node_options],
+            {**self.driver.environment(), **self.node_environment},
             ready=f"{NODE_HEALTH}/readyz" if ready else "started",
         )
 
@@ -181,19 +187,24 @@ class Stack(Installation):
         """Return the CDI files of claims (not the node's file that describes its cards)."""
         return sorted(
             path
-            for path in self.cluster.cdi_directory.iterdir()
+            for path in self.cluster.inside(self.cluster.cdi_directory).iterdir()
             if path.suffix == ".json" and json.loads(path.read_text())["kind"] == CDI_KIND_CLAIM
         )
 
     def ledger_rows(self) -> list[str]:
         """Return the UIDs of the claims in the node's ledger, read as any program would."""
-        path = self.state / "ledger.db"
+        return [str(uid) for (uid,) in self.read_ledger("SELECT uid FROM claims")]
+
+    def read_ledger(self, query: str) -> list[tuple[Any, ...]]:
+        """Return what the node's ledger says, read as any program would."""
+        path = self.cluster.inside(self.state / "ledger.db")
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
-            return [str(row[0]) for row in connection.execute("SELECT uid FROM claims")]
+            return list(connection.execute(query))
 
     def leftovers(self) -> Leftovers:
         """Return everything of any claim that exists now."""
         grants = self.state / "claims"
+        kept = self.cluster.inside(grants)
         # Of every process in the cluster: what a container has mounted only it can see.
         script = "cat /proc/[0-9]*/mountinfo 2>/dev/null | sort -u"
         mounts = self.cluster.run(["sh", "-c", script]).stdout.splitlines()
@@ -203,7 +214,7 @@ class Stack(Installation):
                 for item in self.cluster.api.items("resourceclaims")
             ),
             cdi_files=tuple(path.name for path in self.cdi_files()),
-            grants=tuple(path.name for path in grants.iterdir()) if grants.exists() else (),
+            grants=tuple(path.name for path in kept.iterdir()) if kept.exists() else (),
             ledger_rows=tuple(self.ledger_rows()),
             mounts=tuple(line for line in mounts if str(grants) in line),
         )

@@ -59,6 +59,9 @@ def prepare_namespaces(plan: Plan) -> None:
         images = directory / "containerd"  # overlayfs cannot have its upper layer on overlayfs
         images.mkdir(exist_ok=True)
         _do("mount", "-n", "-t", "tmpfs", "-o", "mode=0755", "private", str(images))
+    for place, options in plan.tmpfs.items():
+        Path(place).mkdir(exist_ok=True)
+        _do("mount", "-n", "-t", "tmpfs", "-o", options, "small", place)
     subprocess.run(["ip", "-batch", "-"], input=LINKS, text=True, check=True)
     cgroups.create(plan.cgroup)
 
@@ -132,6 +135,7 @@ class Supervisor:
                 "start": self._op_start,
                 "stop": self._op_stop,
                 "restart": self._op_restart,
+                "again": self._op_again,
                 "wait": self._op_wait,
                 "status": self._op_status,
                 "shutdown": self._op_shutdown,
@@ -159,9 +163,11 @@ class Supervisor:
         return await self._processes.stop(request["name"], number, float(request["timeout"]))
 
     async def _op_restart(self, request: dict[str, Any]) -> Any:
-        component = self._processes.entry(request["name"]).component
         await self._op_stop(request)
-        entry = self._processes.add(component)
+        return await self._op_again(request)
+
+    async def _op_again(self, request: dict[str, Any]) -> Any:
+        entry = self._processes.add(self._processes.entry(request["name"]).component)
         self._processes.spawn(entry)
         if request.get("wait", True):
             await self._processes.become_ready(entry)

@@ -57,6 +57,7 @@ class Plan:
     lifeline: bool  # end everything when stdin is closed
     relays: Mapping[str, tuple[str, int]]  # unix socket -> TCP address inside the namespaces
     components: tuple[Component, ...]
+    tmpfs: Mapping[str, str] = field(default_factory=dict)  # directory -> mount options
 
     def to_json(self) -> str:
         """Write the plan as JSON."""
@@ -73,4 +74,5 @@ class Plan:
             lifeline=raw["lifeline"],
             relays={k: (v[0], v[1]) for k, v in raw["relays"].items()},
             components=tuple(Component.from_json(c) for c in raw["components"]),
+            tmpfs=dict(raw.get("tmpfs") or {}),
         )
