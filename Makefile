@@ -18,8 +18,9 @@ C_FILES := $(wildcard libvgpu/src/*.c libvgpu/sim/*.c libvgpu/probe/*.c libvgpu/
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HAMI_DRA_BUILD_DIR := $(CURDIR)/$(NATIVE)
 
-.PHONY: demo test preflight native tools lint unit contract native-test cluster-test test-matrix \
-        test-nightly sanitize bench bench-webhook bench-libvgpu bench-compute lock proto clean help
+.PHONY: demo test preflight native tools lint unit contract native-test cluster-test test-chaos \
+        test-matrix test-nightly sanitize bench bench-webhook bench-libvgpu bench-compute lock proto \
+        clean help
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -61,7 +62,11 @@ native-test: $(VENV) native ## The C library's own tests
 
 cluster-test: $(VENV) native tools ## The whole path on a real Kubernetes
 	@echo "==> real-cluster tests"
-	@pytest -q -m cluster tests/cluster
+	@pytest -q -m "cluster and not chaos" tests/cluster
+
+test-chaos: preflight $(VENV) native tools ## Faults of the node under a real kubelet (10 minutes)
+	@echo "==> faults on a real node"
+	@pytest -q -m chaos tests/cluster
 
 test-matrix: $(VENV) ## Admission and allocation on each supported Kubernetes (not in CI)
 	@for folder in kubernetes kubernetes-1.36; do \

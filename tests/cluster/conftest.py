@@ -1,7 +1,7 @@
 """One real cluster with hami-dra in it, per test module."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -11,6 +11,7 @@ from tests.cluster.fixtures import cluster, cluster_config, kubernetes
 from tests.cluster.stack import Stack
 
 CASE_PROPERTY = "golden"
+MEASURED_PROPERTY = "measured"
 
 __all__ = ["cluster", "cluster_config", "kubernetes"]
 
@@ -27,13 +28,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how many golden cases were allocated as wanted, by dialect."""
+    """Print how many golden cases were allocated as wanted, by dialect, and what was measured."""
     counts: dict[str, Counter[str]] = {}
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):
             for name, value in report.user_properties:
                 if name == CASE_PROPERTY:
                     counts.setdefault(value, Counter())[outcome] += 1
+                if name == MEASURED_PROPERTY:
+                    terminalreporter.line(value)
     for what, count in sorted(counts.items()):
         terminalreporter.line(f"{what}: {count['passed']} as wanted, {count['failed']} not")
 
@@ -45,6 +48,12 @@ def stack(cluster: Cluster) -> Iterator[Stack]:
     yield installed
     print(installed.cluster.logs("node")[-4000:])
     print(installed.cluster.logs("webhook")[-4000:])
+
+
+@pytest.fixture
+def measured(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Return what takes a line of figures, which is printed at the end."""
+    return lambda line: record_property(MEASURED_PROPERTY, line)
 
 
 @pytest.fixture(autouse=True)

@@ -2,11 +2,9 @@
 
 import json
 import signal
-import sqlite3
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -147,7 +145,7 @@ class Stack(Installation):
 
     def ensure_node(self) -> None:
         """Start the node plugin if it does not run: without it no pod with a claim ends."""
-        if self.cluster.process_status("node")["state"] != "running":
+        if self.cluster.process_status("node")["state"] not in {"starting", "running"}:
             self.start_node()
 
     def wait_node_ended(self, timeout_seconds: float = 60.0) -> dict[str, Any]:
@@ -195,11 +193,19 @@ class Stack(Installation):
         """Return the UIDs of the claims in the node's ledger, read as any program would."""
         return [str(uid) for (uid,) in self.read_ledger("SELECT uid FROM claims")]
 
-    def read_ledger(self, query: str) -> list[tuple[Any, ...]]:
-        """Return what the node's ledger says, read as any program would."""
-        path = self.cluster.inside(self.state / "ledger.db")
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
-            return list(connection.execute(query))
+    def read_ledger(self, query: str) -> list[list[Any]]:
+        """Return what the node's ledger says, read as any program on the node would."""
+        program = (
+            "import json, sqlite3, sys\n"
+            "connection = sqlite3.connect(f'file:{sys.argv[1]}?mode=ro', uri=True)\n"
+            "print(json.dumps(list(connection.execute(sys.argv[2]))))\n"
+        )
+        path = str(self.state / "ledger.db")
+        done = self.cluster.run([sys.executable, "-c", program, path, query])
+        if done.returncode != 0:
+            raise RuntimeError(f"ledger {path}: {done.stderr}")
+        rows: list[list[Any]] = json.loads(done.stdout)
+        return rows
 
     def leftovers(self) -> Leftovers:
         """Return everything of any claim that exists now."""
