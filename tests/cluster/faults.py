@@ -76,9 +76,17 @@ class RunningPod:
         return cls.find(stack, name, mib, namespace=namespace)
 
     @classmethod
-    def find(cls, stack: Stack, name: str, mib: int, *, namespace: str = "default") -> Self:
+    def find(
+        cls,
+        stack: Stack,
+        name: str,
+        mib: int,
+        *,
+        namespace: str = "default",
+        timeout_seconds: float = STARTED_SECONDS,
+    ) -> Self:
         """Return a pod once it runs."""
-        found = stack.cluster.wait_pod_running(name, namespace, timeout_seconds=STARTED_SECONDS)
+        found = stack.cluster.wait_pod_running(name, namespace, timeout_seconds)
         (status,) = found["status"]["containerStatuses"]
         uid = stack.claim_of(name, namespace)["metadata"]["uid"]
         identifier = status["containerID"].removeprefix("containerd://")
@@ -199,18 +207,22 @@ def _all_ok(report: str) -> bool:
     return bool(lines) and all(line.endswith(": ok") for line in lines)
 
 
-def wait_prepare_failed(stack: Stack, name: str, words: str, timeout_seconds: float = 90.0) -> None:
-    """Return once an Event on a pod says that Prepare failed, with these words."""
-    stack.cluster.wait_for_all(
-        "events",
-        lambda items: any(
-            item["reason"] == "FailedPrepareDynamicResources"
+def wait_prepare_failed(stack: Stack, name: str, words: str, timeout_seconds: float = 90.0) -> str:
+    """Return the Event on a pod that says, with these words, that Prepare failed."""
+
+    def messages(items: list[dict[str, Any]]) -> list[str]:
+        return [
+            str(item["message"])
+            for item in items
+            if item["reason"] == "FailedPrepareDynamicResources"
             and item["involvedObject"]["name"] == name
             and words in item["message"]
-            for item in items
-        ),
-        timeout_seconds=timeout_seconds,
+        ]
+
+    found = stack.cluster.wait_for_all(
+        "events", lambda items: bool(messages(items)), timeout_seconds=timeout_seconds
     )
+    return messages(found)[-1]
 
 
 # --- faults

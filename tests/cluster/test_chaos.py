@@ -40,6 +40,9 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 STOPPED_SECONDS = 60.0
 KUBELET_CALL_SECONDS = 45.0
 API_AWAY_SECONDS = 120.0
+API_BACK_SECONDS = 120.0
+"""After so long the kubelet's, the scheduler's and the controllers' watches (client-go) wait for up
+to a minute before they look again."""
 ETCD_AWAY_SECONDS = 15.0
 HOUR_SECONDS = 3600
 
@@ -76,9 +79,9 @@ def clean_namespace(stack: Stack, steady: RunningPod) -> Iterator[None]:
     steady.require_untouched()
 
 
-def create(stack: Stack, prefix: str, count: int, mib: int = 500) -> list[str]:
+def create(stack: Stack, prefix: str, count: int) -> list[str]:
     names = [f"{prefix}-{number}" for number in range(count)]
-    stack.cluster.apply(text(*(pod(name, gpu=1, gpumem=mib) for name in names)))
+    stack.cluster.apply(text(*(pod(name, gpu=1, gpumem=500) for name in names)))
     return names
 
 
@@ -92,11 +95,15 @@ def wait_bound(stack: Stack, names: list[str]) -> None:
     )
 
 
-def seconds_until_running(stack: Stack, names: list[str], mib: int = 500) -> float:
+def seconds_until_running(
+    stack: Stack, names: list[str], within_seconds: float = STARTED_SECONDS
+) -> float:
+    """Return how long it took until all run, each within its limit."""
     started = time.monotonic()
-    pods = [RunningPod.find(stack, name, mib) for name in names]
+    pods = [RunningPod.find(stack, name, 500, timeout_seconds=within_seconds) for name in names]
     seconds = time.monotonic() - started
-    pods[-1].require_limit()
+    for each in pods:
+        each.require_limit()
     require_no_overlap(stack)
     return seconds
 
@@ -116,7 +123,7 @@ def test_pods_that_come_and_go_while_the_node_process_is_away(
     RunningPod.start(stack, "leaves", 700)
     stack.stop_node(sig)
     stack.cluster.kubectl("delete", "pod", "leaves", "--grace-period=1", "--wait=false")
-    names = create(stack, "during", 4)
+    names = create(stack, sig.name.lower(), 4)
     wait_prepare_failed(stack, names[-1], DRIVER_NAME)
     steady.require_untouched()
 
@@ -124,7 +131,6 @@ def test_pods_that_come_and_go_while_the_node_process_is_away(
     seconds = seconds_until_running(stack, names)
     wait_gone(stack, "leaves")
     measured(f"{sig.name}: pods made meanwhile ran {seconds:.1f} s after the node process")
-    assert seconds <= STARTED_SECONDS
 
 
 def test_killed_again_and_again_while_pods_come(
@@ -146,7 +152,7 @@ def test_stopped_for_a_minute(stack: Stack, steady: RunningPod, measured: Measur
     started = time.monotonic()
     with stopped(stack, "node"):
         stack.cluster.kubectl("delete", "pod", "leaves", "--grace-period=1", "--wait=false")
-        names = create(stack, "during", 3)
+        names = create(stack, "stopped", 3)
         wait_prepare_failed(stack, names[-1], "DeadlineExceeded", KUBELET_CALL_SECONDS + 15)
         steady.require_untouched()
         time.sleep(max(0.0, started + STOPPED_SECONDS - time.monotonic()))  # the fault itself
@@ -190,7 +196,7 @@ def test_without_the_api_server_for_two_minutes(
         assert cluster.process_status("node")["exit_status"] is None
     again = wait_ready(stack)
     names = create(stack, "after", 2)
-    seconds = seconds_until_running(stack, names)
+    seconds = seconds_until_running(stack, names, API_BACK_SECONDS)
     measured(
         f"API server away for {API_AWAY_SECONDS:g} s: CDI files back {repaired:.1f} s after the "
         f"node process's start, Unprepare {unprepared:.1f} s after a pod's end; ready "
@@ -206,7 +212,7 @@ def test_etcd_away_and_back(stack: Stack, steady: RunningPod, measured: Measured
         steady.require_limit()
     ready = wait_until("the API server answers", lambda: answers(stack), 60)
     names = create(stack, "after", 2)
-    seconds = seconds_until_running(stack, names)
+    seconds = seconds_until_running(stack, names, API_BACK_SECONDS)
     stack.cluster.kubectl("delete", "pod", "leaves", "--grace-period=1")
     assert [item["metadata"]["uid"] for item in stack.slices()] == slices
     measured(
