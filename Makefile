@@ -28,7 +28,7 @@ help: ## Show the targets
 demo: preflight $(VENV) native tools ## Run the main job on a real Kubernetes and explain it
 	@python -m tests.cluster.demo
 
-test: preflight $(VENV) native native-test unit contract tools cluster-test ## Run every test
+test: preflight $(VENV) native native-test unit contract tools cluster-test ## Run every test but test-chaos
 
 preflight: ## Say what this machine lacks, before any work
 	@$(PYTHON) -m tests.cluster.preflight
