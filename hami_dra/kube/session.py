@@ -14,6 +14,7 @@ import msgspec
 
 from hami_dra.contract.errors import FatalError
 from hami_dra.kube.errors import ApiError, error_from_status
+from hami_dra.kube.yamlbody import encode_for_yaml
 
 _SERVICE_ACCOUNT_DIR: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TOKEN_REREAD_SECONDS: Final = 60.0
@@ -93,7 +94,8 @@ class ApiSession:
         headers = {"Accept": "application/json", **self._authorization()}
         data = None
         if body is not None:
-            data = msgspec.json.encode(body)
+            applied = content_type == "application/apply-patch+yaml"
+            data = encode_for_yaml(body) if applied else msgspec.json.encode(body)
             headers["Content-Type"] = content_type
         try:
             async with asyncio.timeout(timeout_seconds):
