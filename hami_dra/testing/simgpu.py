@@ -21,6 +21,8 @@ CUDA_VERSION = 13000
 _EVENT_DOUBLE_BIT_ECC = 0x2
 _EVENT_XID = 0x8
 _NULL_DEVICE = os.makedev(1, 3)
+_PROC_DEVICES = "Character devices:\n  1 mem\n511 nvidia-caps\n\nBlock devices:\n  7 loop\n"
+"""511 is libvgpu/sim's number too: no driver of the machine has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,8 @@ class SimCard:
     Health may change under running processes: `health` "lost" answers nothing, a card that `hangs`
     never answers, `memory_info` "none" is a card without memory of its own, `recovery_action` is
     NVML's number of what the driver wants done.
+    `mig` is the mode that it begins with; the errors are NVML return codes with which GPU instances
+    are not created or not destroyed.
     """
 
     uuid: str
@@ -50,6 +54,9 @@ class SimCard:
     recovery_action: int = 0
     uncorrected_errors: int = 0
     context_overhead_mib: int = 0
+    mig: bool = False
+    mig_create_error: int = 0
+    mig_destroy_error: int = 0
 
 
 A100 = SimCard(
@@ -100,6 +107,11 @@ class DriverRoot:
         """What /sys shows of the simulated cards: NUMA node and root complex."""
         return self.root / "sys"
 
+    @property
+    def procfs_dir(self) -> Path:
+        """What /proc shows of the driver: the capabilities of MIG instances, and their major."""
+        return self.sim_dir / "proc"
+
     def environment(self) -> dict[str, str]:
         """Return what a process outside of a container needs in its environment."""
         return {
@@ -130,6 +142,9 @@ def _section(card: SimCard) -> list[str]:
         f"recovery_action = {card.recovery_action}",
         f"uncorrected_errors = {card.uncorrected_errors}",
         f"context_overhead_mib = {card.context_overhead_mib}",
+        f"mig_mode = {'enabled' if card.mig else 'disabled'}",
+        f"mig_create_error = {card.mig_create_error}",
+        f"mig_destroy_error = {card.mig_destroy_error}",
     ]
     if card.nvlink:
         lines.append(f"nvlink = {', '.join(str(index) for index in card.nvlink)}")
@@ -227,6 +242,8 @@ def create_driver_root(root: Path, cards: Sequence[SimCard], build_dir: Path) ->
             node.chmod(0o666)
     for card in cards:
         _place_on_bus(driver.sysfs_dir, card)
+    driver.procfs_dir.mkdir(exist_ok=True)
+    (driver.procfs_dir / "devices").write_text(_PROC_DEVICES)
     # Containers of any user create and map the state.
     driver.sim_dir.chmod(0o777)
     write_cards(driver.sim_dir, cards)

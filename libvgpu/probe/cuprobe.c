@@ -61,6 +61,13 @@ static unsigned long long nvml_total(const char *uuid)
 
 	if (result == NVML_SUCCESS)
 		result = nvml.HandleByUUID(uuid, &device);
+	if (result != NVML_SUCCESS) {
+		/* CUDA does not tell a card from a part of one. */
+		char part[48] = "MIG-";
+
+		snprintf(part + 4, sizeof(part) - 4, "%s", uuid + 4);
+		result = nvml.HandleByUUID(part, &device);
+	}
 	if (result == NVML_SUCCESS)
 		result = nvml.MemoryInfo(device, &memory);
 	if (result != NVML_SUCCESS) {

@@ -97,6 +97,12 @@ static void set_card(struct sim_card *card, const char *key, char *value)
 		card->faults.recovery_action = atoi(value);
 	} else if (strcmp(key, "uncorrected_errors") == 0) {
 		card->faults.uncorrected_errors = strtoull(value, NULL, 10);
+	} else if (strcmp(key, "mig_mode") == 0) {
+		card->mig = strcmp(value, "enabled") == 0;
+	} else if (strcmp(key, "mig_create_error") == 0) {
+		card->mig_create_error = atoi(value);
+	} else if (strcmp(key, "mig_destroy_error") == 0) {
+		card->mig_destroy_error = atoi(value);
 	} else if (strcmp(key, "nvlink") == 0) {
 		char *rest = NULL;
 

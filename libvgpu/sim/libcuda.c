@@ -18,6 +18,7 @@
 
 #include "arrays.h"
 #include "graphs.h"
+#include "mig.h"
 #include "pools.h"
 #include "state.h"
 
@@ -42,22 +43,36 @@ static int find_visible(const char *item, const int *all, int count)
 				return all[i];
 		return -1;
 	}
+	if (strncasecmp(item, "MIG-", 4) == 0) {
+		for (int i = 0; i < sim_config()->card_count; i++)
+			if (sim_visible(i) && sim_mig_divides(i) && sim_mig_find(i, item) >= 0)
+				return sim_mig_find(i, item);
+		return -1;
+	}
 	char *end = NULL;
 	long index = strtol(item, &end, 10);
 
 	return end == item || *end || index < 0 || index >= count ? -1 : all[index];
 }
 
-/* As the real one: the first entry that is not a device ends the list. */
+/* As the real one: the first entry that is not
+ * a device ends the list. */
 static void enumerate(void)
 {
 	const char *wanted = getenv("CUDA_VISIBLE_DEVICES");
 	char text[1024], *rest = NULL;
 	int all[SIM_CARDS] = {0}, count = 0;
 
-	for (int i = 0; i < sim_config()->card_count; i++)
-		if (sim_visible(i))
-			all[count++] = i;
+	for (int i = 0; i < sim_config()->card_count; i++) {
+		int unit = i;
+
+		if (!sim_visible(i))
+			continue;
+		if (sim_mig_divides(i))
+			unit = sim_mig_find(i, "MIG-");
+		if (unit >= 0)
+			all[count++] = unit;
+	}
 	device_count = 0;
 	if (!wanted) {
 		memcpy(devices, all, sizeof(all));

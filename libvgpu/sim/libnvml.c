@@ -60,7 +60,9 @@ nvmlReturn_t sim_nvml_check(nvmlDevice_t device)
 {
 	if (!references)
 		return NVML_ERROR_UNINITIALIZED;
-	if (device < devices || device >= devices + visible_count)
+	if (sim_nvml_is_mig(device) && !sim_nvml_mig_lives(device))
+		return NVML_ERROR_NOT_FOUND;
+	if (!sim_nvml_is_mig(device) && (device < devices || device >= devices + visible_count))
 		return NVML_ERROR_INVALID_ARGUMENT;
 	sim_nvml_hang(device);
 	return sim_lost(device->card) ? NVML_ERROR_GPU_IS_LOST : NVML_SUCCESS;
@@ -111,6 +113,10 @@ SIM const char *nvmlErrorString(nvmlReturn_t result)
 		return "Function not found";
 	case NVML_ERROR_GPU_IS_LOST:
 		return "GPU is lost";
+	case NVML_ERROR_IN_USE:
+		return "In use by another client";
+	case NVML_ERROR_INSUFFICIENT_RESOURCES:
+		return "Insufficient Resources";
 	case NVML_ERROR_ARGUMENT_VERSION_MISMATCH:
 		return "The provided version is invalid/unsupported";
 	default:
@@ -187,7 +193,7 @@ SIM nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *devic
 			*device = &devices[i];
 			return sim_nvml_check(*device);
 		}
-	return NVML_ERROR_NOT_FOUND;
+	return sim_nvml_find_mig(uuid, device);
 }
 
 static void bus_id(const struct sim_card *card, char *text, size_t size, int domain_digits)
@@ -233,6 +239,18 @@ SIM nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *uuid, unsigned int
 	return sim_nvml_text(uuid, length, device->facts->uuid);
 }
 
+/* Of a card with instances, what is used in them counts as well. */
+static uint64_t used_of(nvmlDevice_t device)
+{
+	uint64_t used = sim_used(device->card);
+
+	for (int i = 0; !sim_nvml_is_mig(device) && i < SIM_INSTANCES; i++)
+		if (sim_shared()->instances[i].live &&
+		    (int)sim_shared()->instances[i].card == device->card)
+			used += sim_used(SIM_CARDS + i);
+	return used;
+}
+
 SIM nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory)
 {
 	CHECK(device);
@@ -241,7 +259,7 @@ SIM nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memo
 	if (sim_faults_of(device->card).no_memory_info)
 		return NVML_ERROR_NOT_SUPPORTED;
 	memory->total = device->facts->memory;
-	memory->used = sim_used(device->card);
+	memory->used = used_of(device);
 	memory->free = memory->used < memory->total ? memory->total - memory->used : 0;
 	return NVML_SUCCESS;
 }
@@ -255,7 +273,7 @@ SIM nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t
 		return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
 	memory->total = device->facts->memory;
 	memory->reserved = 0;
-	memory->used = sim_used(device->card);
+	memory->used = used_of(device);
 	memory->free = memory->used < memory->total ? memory->total - memory->used : 0;
 	return NVML_SUCCESS;
 }
@@ -303,18 +321,37 @@ SIM nvmlReturn_t nvmlDeviceGetPciInfo_v2(nvmlDevice_t device, struct pci_info_v2
 
 /* ---- processes. v2 and v3 share one layout; v1 has no instance ids. */
 
+#define NO_INSTANCE (~0u)
+
+/* Appends the users of a unit, in so far as there is room; returns their number. */
+static unsigned int list_users(int unit, unsigned int instance, nvmlProcessInfo_v2_t *infos,
+			       unsigned int first, unsigned int capacity)
+{
+	struct sim_usage users[SIM_PROCESSES];
+	unsigned int found = sim_users(unit, users, SIM_PROCESSES);
+	unsigned int compute = instance == NO_INSTANCE ? NO_INSTANCE : 0;
+
+	for (unsigned int i = 0; i < found && first + i < capacity; i++)
+		infos[first + i] =
+			(nvmlProcessInfo_v2_t){users[i].pid, users[i].used, instance, compute};
+	return found;
+}
+
 SIM nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *count,
 							 nvmlProcessInfo_v2_t *infos)
 {
-	struct sim_usage users[SIM_PROCESSES];
 	unsigned int found;
 
 	CHECK(device);
 	if (!count || (*count && !infos))
 		return NVML_ERROR_INVALID_ARGUMENT;
-	found = sim_users(device->card, users, SIM_PROCESSES);
-	for (unsigned int i = 0; i < found && i < *count; i++)
-		infos[i] = (nvmlProcessInfo_v2_t){users[i].pid, users[i].used, ~0u, ~0u};
+	found = list_users(device->card, NO_INSTANCE, infos, 0, *count);
+	for (int i = 0; !sim_nvml_is_mig(device) && i < SIM_INSTANCES; i++) {
+		const struct sim_instance *instance = &sim_shared()->instances[i];
+
+		if (instance->live && (int)instance->card == device->card)
+			found += list_users(SIM_CARDS + i, instance->id, infos, found, *count);
+	}
 	if (found > *count) {
 		*count = found;
 		return NVML_ERROR_INSUFFICIENT_SIZE;

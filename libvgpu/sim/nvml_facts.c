@@ -37,7 +37,8 @@
 	((idle) + ((most) - (idle)) * sim_busy_percent((device)->card) / 100)
 
 NUMBER(nvmlDeviceGetMinorNumber, unsigned int, (unsigned int)device->facts->minor)
-NUMBER(nvmlDeviceGetIndex, unsigned int, (unsigned int)(device - sim_nvml_device(0)))
+NUMBER(nvmlDeviceGetIndex, unsigned int,
+       sim_nvml_is_mig(device) ? 0 : (unsigned int)(device - sim_nvml_device(0)))
 NUMBER(nvmlDeviceGetArchitecture, unsigned int, (unsigned int)device->facts->architecture)
 NUMBER(nvmlDeviceGetBrand, unsigned int, (unsigned int)device->facts->brand)
 NUMBER(nvmlDeviceGetPersistenceMode, unsigned int, 1)
@@ -63,8 +64,6 @@ NUMBER_BY(nvmlDeviceGetMaxClockInfo, unsigned int, unsigned int, which == 2 ? 12
 NUMBER_BY(nvmlDeviceGetPcieThroughput, unsigned int, unsigned int, 0)
 
 NOT_SUPPORTED(nvmlDeviceGetFanSpeed)
-NOT_SUPPORTED(nvmlDeviceGetMigMode)
-NOT_SUPPORTED(nvmlDeviceGetMaxMigDeviceCount)
 NOT_SUPPORTED(nvmlDeviceGetEccMode)
 NOT_SUPPORTED(nvmlDeviceGetMemoryAffinity)
 NOT_SUPPORTED(nvmlDeviceGetCpuAffinity)

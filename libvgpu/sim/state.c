@@ -146,6 +146,8 @@ static void refresh(void)
 	for (int i = 0; i < config.card_count; i++) {
 		config.cards[i].lost = fresh.cards[i].lost;
 		config.cards[i].faults = fresh.cards[i].faults;
+		config.cards[i].mig_create_error = fresh.cards[i].mig_create_error;
+		config.cards[i].mig_destroy_error = fresh.cards[i].mig_destroy_error;
 	}
 }
 
@@ -187,6 +189,8 @@ bool sim_lost(int card)
 	pthread_mutex_lock(&mutex);
 	if (sim_now_ns() - config_checked_ns > 10000000u)
 		refresh();
+	if (card >= SIM_CARDS)
+		card = (int)state->instances[card - SIM_CARDS].card;
 	lost = config.cards[card].lost;
 	pthread_mutex_unlock(&mutex);
 	return lost;
@@ -340,6 +344,45 @@ static int change(int card, int64_t bytes, int contexts)
 	close(fd);
 	pthread_mutex_unlock(&mutex);
 	return result;
+}
+
+int sim_enter(void)
+{
+	int fd;
+
+	pthread_mutex_lock(&mutex);
+	if (sim_now_ns() - config_checked_ns > 10000000u)
+		refresh();
+	fd = enter();
+	if (fd < 0)
+		pthread_mutex_unlock(&mutex);
+	return fd;
+}
+
+void sim_leave(int guard)
+{
+	close(guard);
+	pthread_mutex_unlock(&mutex);
+}
+
+struct sim_state *sim_shared(void)
+{
+	return state;
+}
+
+bool sim_in_use(int guard, int unit)
+{
+	prune(guard);
+	for (unsigned int i = 0; i < SIM_PROCESSES; i++)
+		if (state->processes[i].live && state->processes[i].cards[unit].contexts)
+			return true;
+	return false;
+}
+
+/* Where this process keeps what it knows of a GPU instance. */
+struct sim_card *sim_open_unit(int unit)
+{
+	return &config.cards[unit];
 }
 
 int sim_alloc(int card, uint64_t bytes)

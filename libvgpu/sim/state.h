@@ -15,6 +15,10 @@
 #include <stdint.h>
 
 #define SIM_CARDS 16
+#define SIM_INSTANCES 32 /* GPU instances of all cards together */
+#define SIM_COMPUTE 8    /* compute instances of one GPU instance */
+/* What has memory of its own: the cards, then the GPU instances. */
+#define SIM_UNITS (SIM_CARDS + SIM_INSTANCES)
 #define SIM_PROCESSES 512
 #define SIM_RING 32
 #define SIM_BUCKET_NS 50000000u
@@ -39,7 +43,8 @@ struct sim_card {
 	int sm_count, numa_node, cc_major, cc_minor, minor, architecture, brand;
 	unsigned int pci_domain, pci_bus, pci_device, pci_function;
 	uint32_t nvlink; /* bit i: linked to card i */
-	bool lost;
+	bool lost, mig;
+	int mig_create_error, mig_destroy_error; /* NVML's codes, or 0 */
 };
 
 struct sim_config {
@@ -47,7 +52,7 @@ struct sim_config {
 	int cuda_version;
 	int init_error;
 	int card_count;
-	struct sim_card cards[SIM_CARDS];
+	struct sim_card cards[SIM_UNITS]; /* instances: those that this process has opened */
 };
 
 struct sim_use { /* of one card by one process */
@@ -63,13 +68,24 @@ struct sim_use { /* of one card by one process */
 struct sim_process {
 	uint32_t live, pid;
 	uint64_t pid_namespace;
-	struct sim_use cards[SIM_CARDS];
+	struct sim_use cards[SIM_UNITS];
+};
+
+struct sim_compute { /* a compute instance; its id is its place in the list */
+	uint32_t live, profile, start, size;
+};
+
+struct sim_instance { /* a GPU instance; its unit is SIM_CARDS + its place in the list */
+	uint32_t live, card, id, profile, start, size, serial, pad;
+	struct sim_compute compute[SIM_COMPUTE];
 };
 
 struct sim_state {
 	uint64_t magic;
 	uint64_t size;
-	uint64_t peak[SIM_CARDS]; /* the most that was ever used */
+	uint64_t peak[SIM_UNITS];      /* the most that was ever used */
+	uint32_t mig_modes[SIM_CARDS]; /* 0: as cards.ini says, else 1 + the mode */
+	struct sim_instance instances[SIM_INSTANCES];
 	struct sim_process processes[SIM_PROCESSES];
 };
 
@@ -94,6 +110,13 @@ struct sim_usage {
 uint64_t sim_used(int card);
 uint64_t sim_peak(int card);
 unsigned int sim_busy_percent(int card);
+/* The lock over all processes, and what it guards. */
+int sim_enter(void);
+void sim_leave(int guard);
+struct sim_state *sim_shared(void);
+bool sim_in_use(int guard, int unit); /* between enter and leave */
+struct sim_card *sim_open_unit(int unit);
+void sim_path(char *path, size_t size, const char *name);
 /* Living processes with a context on the card, as this PID namespace sees them. */
 unsigned int sim_users(int card, struct sim_usage *users, unsigned int capacity);
 
