@@ -78,6 +78,7 @@ ANNOTATION_DEVICE_CORDON: Final = "hami.io/device-cordon"
 """Comma list of UUIDs that get no new claims; also the key of those cards' taint."""
 
 # Taints of devices.
+TAINT_DIVIDING: Final = "gpu.project-hami.io/dividing"
 TAINT_LOST: Final = "gpu.project-hami.io/lost"
 """The driver no longer describes the card."""
 

@@ -24,6 +24,7 @@ from hami_dra.gpu.facts import (
     register_name,
 )
 from hami_dra.gpu.library import NvmlLibrary
+from hami_dra.gpu.mig import read_mig
 from hami_dra.gpu.source import Discovery, SkippedGpu
 from hami_dra.gpu.topology import find_bound_devices, find_numa_node, find_pcie_root
 from hami_dra.gpu.vitals import read_vitals
@@ -177,6 +178,7 @@ class NvmlSource:
                 pci_bus_id=bus_id,
                 pcie_root=find_pcie_root(self._sysfs, bus_id),
                 numa_node=find_numa_node(self._sysfs, bus_id),
+                mig=read_mig(nvml, handle),
             )
             return gpu, read_vitals(nvml, handle)
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from hami_dra.contract import names
 from hami_dra.contract.quantity import format_mib
+from hami_dra.policy.mig import MigFacts
 from hami_dra.policy.taints import Taint, describe_taints
 
 CORES_PER_CARD: Final = 100
@@ -46,6 +47,7 @@ class GpuFacts:
         pci_bus_id: ``dddd:bb:dd.f``, lower case; "" for a card on no PCI bus.
         pcie_root: ``pciDDDD:BB`` of the root complex; ``None`` if the machine does not show it.
         numa_node: Node of the card's memory; ``None`` if it has none (never -1).
+        mig: What it says of its parts; ``None`` for a card that cannot be divided.
     """
 
     uuid: str
@@ -61,6 +63,7 @@ class GpuFacts:
     pci_bus_id: str
     pcie_root: str | None = None
     numa_node: int | None = None
+    mig: MigFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +154,8 @@ def describe_device(gpu: GpuFacts, *, split_count: int) -> dict[str, Any]:
     return describe_offer(offer_whole(gpu, split_count=split_count))
 
 
-def describe_offer(offer: CardOffer) -> dict[str, Any]:
-    """Return one card as a ``resource.k8s.io/v1`` device."""
-    gpu, capacity = offer.gpu, offer.capacity
-    memory, cores = format_mib(capacity.memory_mib), str(capacity.cores)
+def describe_attributes(gpu: GpuFacts) -> dict[str, Any]:
+    """Return what a card is, as attributes of a device."""
     attributes = {
         names.ATTR_TYPE: _string(names.DEVICE_TYPE),
         names.ATTR_UUID: _string(gpu.uuid),
@@ -174,6 +175,14 @@ def describe_offer(offer: CardOffer) -> dict[str, Any]:
         attributes[names.ATTR_STD_PCIE_ROOT] = _string(gpu.pcie_root)
     if gpu.numa_node is not None:
         attributes[names.ATTR_STD_NUMA_NODE] = {"int": gpu.numa_node}
+    return attributes
+
+
+def describe_offer(offer: CardOffer) -> dict[str, Any]:
+    """Return one card as a ``resource.k8s.io/v1`` device."""
+    gpu, capacity = offer.gpu, offer.capacity
+    memory, cores = format_mib(capacity.memory_mib), str(capacity.cores)
+    attributes = describe_attributes(gpu)
     if capacity.memory_mib != gpu.memory_mib:
         attributes[names.ATTR_PHYSICAL_MEMORY] = {"int": gpu.memory_mib}
     return {

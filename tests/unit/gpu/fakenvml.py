@@ -39,6 +39,7 @@ class FakeCard:
             "GetName": "NVIDIA H100 80GB HBM3",
             "GetBrand": 14,
             "GetMemoryInfo": SimpleNamespace(total=(81559 << 20) + 12345),
+            "GetMigMode": NvmlError(NOT_SUPPORTED),
             "GetTotalEccErrors": 0,
             "GetRemappedRows": (0, 0, 0, 0),
             "GetFieldValues": [SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(uiVal=0))],
