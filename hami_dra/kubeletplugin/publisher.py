@@ -24,6 +24,7 @@ from hami_dra.kubeletplugin.slices import (
     find_dropped_fields,
     normalize_devices,
     plan_slices,
+    split_counters,
     split_pages,
 )
 
@@ -34,6 +35,7 @@ _SETTLE_SECONDS: Final = 0.05
 _BACKOFF_SECONDS: Final = (0.2, 10.0)
 _RESYNC_SECONDS: Final = 600.0
 _INVALID: Final = 422
+_COUNTED: Final = "consumesCounters"
 
 Object = dict[str, Any]
 
@@ -101,6 +103,8 @@ class Publisher:
         self._on_state = on_state
         self._selector = f"spec.driver={driver},spec.nodeName={node_name}"
         self._devices: list[Object] | None = None
+        self._counters: list[Object] = []
+        self._counters_work = True
         self._wake = asyncio.Event()
         self._written: dict[str, str] = {}
         self._adopted: dict[int, tuple[Any, list[Object]]] = {}
@@ -109,11 +113,17 @@ class Publisher:
             api, SLICES, field_selector=self._selector, handler=self._note_event
         )
 
-    def publish(self, devices: Sequence[Object]) -> None:
-        """Set what should be published, in this order; returns before it is. Idempotent."""
-        if self._devices is not None and self._devices == list(devices):
+    def publish(self, devices: Sequence[Object], counters: Sequence[Object] = ()) -> None:
+        """Set what should be published, in this order; returns before it is. Idempotent.
+
+        Args:
+            devices: The devices.
+            counters: The sets of counters that devices consume.
+        """
+        if self._devices == list(devices) and self._counters == list(counters):
             return
         self._devices = list(devices)
+        self._counters = list(counters)
         self._statistics = replace(self._statistics, devices=len(self._devices), published=False)
         self._wake.set()
 
@@ -187,8 +197,17 @@ class Publisher:
             node_name=self._node_name,
             node_uid=await self._find_node_uid(),
         )
-        pages = [self._adopt(i, page) for i, page in enumerate(split_pages(devices))]
-        plan = plan_slices(mine, pages, pool, generation=self._statistics.generation)
+        wanted, counters = devices, self._counters
+        if not self._counters_work:
+            wanted, counters = [item for item in devices if _COUNTED not in item], []
+        pages = [self._adopt(i, page) for i, page in enumerate(split_pages(wanted))]
+        plan = plan_slices(
+            mine,
+            pages,
+            pool,
+            generation=self._statistics.generation,
+            counters=split_counters(counters),
+        )
         if not plan.empty:
             if not self._adopted:
                 self._statistics = replace(self._statistics, dropped_fields=())
@@ -268,10 +287,18 @@ class Publisher:
         """
         metadata = stored["metadata"]
         self._written[metadata["uid"]] = metadata["resourceVersion"]
-        sent = wanted["spec"]["devices"]
+        sent = wanted["spec"].get("devices") or []
         kept = stored.get("spec", {}).get("devices") or []
         dropped = find_dropped_fields(sent, kept)
-        if dropped:
+        if any(field.startswith(_COUNTED) for field in dropped):
+            # Devices that exclude each other must not be offered where nobody counts.
+            self._counters_work = False
+            self._wake.set()
+            _log.warning(
+                "slices.no_counters",
+                hint="feature gate DRAPartitionableDevices is off: cards are not divided",
+            )
+        elif dropped:
             index = int(metadata["name"].partition("-")[0], 16)
             self._adopted[index] = (normalize_devices(sent), kept)
         known = self._statistics.dropped_fields

@@ -3,7 +3,8 @@
 Semantics (k8s.io/dynamic-resource-allocation resourceslice): readers ignore a pool whose newest
 generation is incomplete. One slice that differs is updated in place, in the same generation;
 anything more is a new generation of all. A slice's name begins with its number, because the
-scheduler walks slices in the order of their names.
+scheduler walks slices in the order of their names. Shared counters (KEP-4815) are in slices without
+devices, after those with devices.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,17 @@ from hami_dra.contract.quantity import parse_quantity
 PAGE_SIZE: Final = 64
 """Devices of a slice: the API allows 128, but 64 once a device has a taint or counters."""
 
+COUNTER_PAGE_SIZE: Final = 8
+"""Counter sets of a slice."""
+
 _TIME_ADDED: Final = "timeAdded"
 """Of a taint; the API server sets it, and whoever waits for a toleration to end counts from it."""
 _QUANTITY_KEYS: Final = frozenset({"value", "default", "min", "max", "step"})
 
 Object = dict[str, Any]
+_COUNTERS: Final = "sharedCounters"
+Page = tuple[str, Sequence[Object]]
+"""The field of a slice's spec that has content, and the content."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,17 +66,31 @@ def split_pages(devices: Sequence[Object]) -> list[list[Object]]:
     return [list(devices[i : i + PAGE_SIZE]) for i in range(0, len(devices), PAGE_SIZE)] or [[]]
 
 
+def split_counters(sets: Sequence[Object]) -> list[list[Object]]:
+    """Return counter sets by slice."""
+    step = COUNTER_PAGE_SIZE
+    return [list(sets[i : i + step]) for i in range(0, len(sets), step)]
+
+
 def plan_slices(
-    existing: Sequence[Object], pages: Sequence[Sequence[Object]], pool: Pool, *, generation: int
+    existing: Sequence[Object],
+    devices: Sequence[Sequence[Object]],
+    pool: Pool,
+    *,
+    generation: int,
+    counters: Sequence[Sequence[Object]] = (),
 ) -> SlicePlan:
     """Compare what is stored with what should be.
 
     Args:
         existing: The driver's slices of the node, as stored.
-        pages: Devices of each slice, in order; at least one page.
+        devices: Devices of each slice, in order; at least one page.
         pool: Whose they are.
         generation: The newest generation that this process ever published.
+        counters: Counter sets of each slice that follows.
     """
+    pages: list[Page] = [("devices", page) for page in devices]
+    pages += [(_COUNTERS, page) for page in counters]
     newest = max([generation, *(_generation(item) for item in existing)], default=0)
     current: dict[int, Object] = {}
     obsolete: list[Object] = []
@@ -183,18 +204,22 @@ def _owner(pool: Pool) -> Object:
     }
 
 
-def _is_as_wanted(item: Object, page: Sequence[Object], count: int, pool: Pool) -> bool:
+def _is_as_wanted(item: Object, page: Page, count: int, pool: Pool) -> bool:
     spec = item["spec"]
+    field, content = page
+    other = "devices" if field == _COUNTERS else _COUNTERS
     return (
-        normalize_devices(spec.get("devices")) == normalize_devices(page)
+        normalize_devices(spec.get(field)) == normalize_devices(content)
+        and not spec.get(other)
         and int(spec["pool"].get("resourceSliceCount", 0)) == count
         and item["metadata"].get("ownerReferences") == [_owner(pool)]
     )
 
 
 def _render(  # noqa: PLR0917 - private, and each call is one line
-    page: Sequence[Object], pool: Pool, count: int, index: int, generation: int, old: Object | None
+    page: Page, pool: Pool, count: int, index: int, generation: int, old: Object | None
 ) -> Object:
+    field, content = page
     known = old["metadata"] if old else {}
     metadata: Object = {"ownerReferences": [_owner(pool)]}
     if old:
@@ -214,7 +239,7 @@ def _render(  # noqa: PLR0917 - private, and each call is one line
                 "generation": generation,
                 "resourceSliceCount": count,
             },
-            "devices": _keep_times(page, old),
+            field: content if field == _COUNTERS else _keep_times(content, old),
         },
     }
 

@@ -10,10 +10,18 @@ import pytest
 
 from hami_dra.kube.objects import NODES, SLICES
 from hami_dra.kubeletplugin.publisher import Publisher, always_lead
-from hami_dra.kubeletplugin.slices import Pool, normalize_devices, plan_slices, split_pages
+from hami_dra.kubeletplugin.slices import (
+    Pool,
+    normalize_devices,
+    plan_slices,
+    split_counters,
+    split_pages,
+)
 from hami_dra.policy.devices import describe_devices
+from hami_dra.policy.migdevices import describe_counter_sets, describe_mig_device, list_mig_devices
 from hami_dra.testing.fakecluster import FakeCluster
 from hami_dra.testing.fakegpus import make_gpu
+from hami_dra.testing.fakemig import divide
 
 DRIVER = "gpu.example.com"
 NODE = "node-1"
@@ -287,6 +295,73 @@ def test_left_overs_of_an_older_generation_go_without_a_new_one() -> None:
 
     assert [item["metadata"]["uid"] for item in plan.deletes] == ["uid-7"]
     assert (plan.replaces, plan.creates, plan.generation) == ((), (), 5)
+
+
+def divided(cards: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return placements and counters of cards that are divided as claims need it."""
+    gpus = [divide(make_gpu(number)) for number in range(cards)]
+    placements = list_mig_devices(gpus, {"all"}, lambda *_: True)
+    counters = describe_counter_sets(gpus, {"all"}, lambda *_: True)
+    return [describe_mig_device(each) for each in placements], counters
+
+
+def test_counters_have_slices_of_their_own_within_the_limits() -> None:
+    placements, counters = divided(16)
+    plan = plan_slices(
+        [], split_pages(placements), POOL, generation=0, counters=split_counters(counters)
+    )
+    specs = [item["spec"] for item in plan.creates]
+
+    assert [len(spec.get("devices", ())) for spec in specs] == [64] * 6 + [16, 0, 0]
+    assert [len(spec.get("sharedCounters", ())) for spec in specs] == [0] * 7 + [8, 8]
+    assert all(("devices" in spec) != ("sharedCounters" in spec) for spec in specs)
+    assert {spec["pool"]["resourceSliceCount"] for spec in specs} == {9}
+    stored = store(plan.creates)
+    again = plan_slices(
+        stored, split_pages(placements), POOL, generation=1, counters=split_counters(counters)
+    )
+    assert again.empty
+
+
+def test_counters_that_change_alone_are_replaced_alone() -> None:
+    placements, counters = divided(1)
+    pages = split_pages(placements)
+    stored = store(
+        plan_slices([], pages, POOL, generation=0, counters=split_counters(counters)).creates
+    )
+    less = [{**counters[0], "counters": {"compute-slices": {"value": "4"}}}]
+
+    plan = plan_slices(stored, pages, POOL, generation=1, counters=split_counters(less))
+
+    assert [item["metadata"]["name"][:5] for item in plan.replaces] == ["00001"]
+    assert plan.generation == 1
+    gone = plan_slices(stored, pages, POOL, generation=1)
+    assert [item["metadata"]["name"][:5] for item in gone.deletes] == ["00001"]
+
+
+async def test_placements_are_withdrawn_where_nobody_counts(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with the gate off: the API server drops the fields without an error."""
+    stored_as_sent = FakeCluster._store
+
+    async def drop(self: FakeCluster, path: str, body: Any, *, created: bool) -> Any:
+        if "resourceslices" in path:
+            body["spec"].pop("sharedCounters", None)
+            for device in body["spec"].get("devices") or ():
+                device.pop("consumesCounters", None)
+        return await stored_as_sent(self, path, body, created=created)
+
+    monkeypatch.setattr(FakeCluster, "_store", drop)
+    placements, counters = divided(1)
+    async with publishing(cluster) as (publisher, _):
+        publisher.publish([*devices(1), *placements], counters)
+        await published(cluster, 1)
+        publisher.publish([*devices(2), *placements], counters)
+        await published(cluster, 2)
+
+        stored = [device for item in mine(cluster) for device in item["spec"].get("devices", ())]
+        assert [device["name"] for device in stored] == [d["name"] for d in devices(2)]
 
 
 def test_quantities_compare_by_value() -> None:
