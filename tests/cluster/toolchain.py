@@ -42,6 +42,8 @@ class Pin:
 
 BENCH = Pin(folder="bench", packages=("./constantpatch", "./postload"))
 CDI = Pin(folder="cdi", packages=("./cdicheck",))
+ORACLES = (Pin(folder="oracle-1.36", packages=(".",)), Pin(folder="oracle", packages=(".",)))
+"""kube-scheduler's allocator of each supported Kubernetes, oldest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +186,19 @@ def ensure_bench_programs(say: Say | None = None) -> Path:
 def ensure_cdi_checker(say: Say | None = None) -> Path:
     """Build the program that judges CDI files by the Go library; return the program."""
     return _ensure((CDI,), say)[CDI.folder] / "cdicheck"
+
+
+def ensure_oracles(say: Say | None = None) -> dict[str, Path]:
+    """Build kube-scheduler's allocators, as `ensure_tools` does; return the programs by version.
+
+    Versions are those of k8s.io/dynamic-resource-allocation, such as ``v0.37.1``.
+    """
+    module = "k8s.io/dynamic-resource-allocation"
+    places = _ensure(ORACLES, say)
+    return {
+        pinned_version((PINS / folder / "go.mod").read_text(), module): binaries / "oracle"
+        for folder, binaries in places.items()
+    }
 
 
 def _ensure(wanted: Sequence[Pin], say: Say | None) -> dict[str, Path]:
