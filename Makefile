@@ -18,9 +18,9 @@ C_FILES := $(wildcard libvgpu/src/*.c libvgpu/sim/*.c libvgpu/probe/*.c libvgpu/
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HAMI_DRA_BUILD_DIR := $(CURDIR)/$(NATIVE)
 
-.PHONY: demo test preflight native tools lint unit contract native-test cluster-test test-chaos \
-        test-matrix test-nightly sanitize bench bench-webhook bench-libvgpu bench-compute lock proto \
-        clean help
+.PHONY: demo test preflight native tools lint unit contract oracle native-test cluster-test test-chaos \
+        test-matrix test-nightly sanitize bench bench-webhook bench-libvgpu bench-compute bench-node \
+        lock proto clean help
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -28,7 +28,7 @@ help: ## Show the targets
 demo: preflight $(VENV) native tools ## Run the main job on a real Kubernetes and explain it
 	@python -m tests.cluster.demo
 
-test: preflight $(VENV) native native-test unit contract tools cluster-test ## Run every test but test-chaos
+test: preflight $(VENV) native native-test unit contract oracle tools cluster-test ## Run every test but test-chaos
 
 preflight: ## Say what this machine lacks, before any work
 	@$(PYTHON) -m tests.cluster.preflight
@@ -55,6 +55,10 @@ unit: $(VENV) ## Pure and faked: seconds
 contract: $(VENV) native ## What other programs rely on: ABI, protocols, models, real clients
 	@echo "==> contract tests"
 	@pytest -q tests/contract
+
+oracle: $(VENV) ## Our slices and claims before kube-scheduler's own allocators, without a cluster
+	@echo "==> allocator oracle"
+	@pytest -q tests/oracle
 
 native-test: $(VENV) native ## The C library's own tests
 	@echo "==> C tests"
@@ -112,6 +116,9 @@ bench-libvgpu: $(VENV) native ## What libvgpu adds to calls and starts; with val
 bench-compute: $(VENV) native ## The compute limit: the whole grid in virtual time, and what a launch costs (3 minutes)
 	@$(NATIVE)/bench/controller
 	@python libvgpu/bench/launch.py $(NATIVE)
+
+bench-node: $(VENV) native tools ## Speed and memory of the node process, beside their targets
+	@python -m tests.cluster.nodebench
 
 lock: ## Resolve the requirement files anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \

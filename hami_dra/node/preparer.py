@@ -157,9 +157,14 @@ class Preparer:
         """Make a claim's devices usable; see `ClaimHandler.prepare`."""
         offers = self._offers()
         gpus = {name: offer.gpu for name, offer in offers.items()}
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         stored = await self._read_claim(claim)
         users = (stored.get("status") or {}).get("reservedFor") or ()
-        structlog.contextvars.bind_contextvars(pods=[user.get("name") for user in users])
+        structlog.contextvars.bind_contextvars(
+            pods=[user.get("name") for user in users],
+            read_ms=round((loop.time() - began) * 1000, 1),  # of the call's time, the API server's
+        )
         known = await self._ledger.find(claim.uid)
         binding = self.bind(stored, known).binding
         record = ClaimRecord(

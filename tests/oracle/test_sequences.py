@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hami_dra.contract.names import ATTR_STD_NUMA_NODE, DRIVER_NAME
+from hami_dra.contract.names import ATTR_STD_NUMA_NODE, DRIVER_NAME, TAINT_LOST
 from hami_dra.contract.quantity import parse_quantity
 from hami_dra.policy.devices import name_device
 from hami_dra.policy.request import Placement, Share
-from hami_dra.policy.taints import CORDONED, LOST, describe_taints
+from hami_dra.policy.taints import CORDONED, Taint, describe_taints
 from hami_dra.policy.templates import build_template
 from tests.cluster.simcards import KINDS, make_cards
 from tests.cluster.simnodes import SimNode
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 
+_LOST: Final = Taint(TAINT_LOST, "not-described")
 _TOLERATION: Final = {"key": CORDONED.key, "operator": "Exists", "effect": "NoSchedule"}
 _SIZE: Final = re.compile(r'device\.capacity\[".*"\]\.memory\.compareTo\(quantity\("(.*)"\)\) == 0')
 _POSITION: Final = re.compile(r'device\.attributes\[".*"\]\.index == (\d+)')
@@ -80,7 +81,7 @@ def _histories(draw: st.DrawFn) -> tuple[list[str], int, list[Any]]:
         _claims(sizes),
         _claims(sizes),
         st.integers(0, 11),  # a claim that goes, if there are so many
-        st.tuples(st.integers(0, len(kinds) - 1), st.sampled_from((None, CORDONED, LOST))),
+        st.tuples(st.integers(0, len(kinds) - 1), st.sampled_from((None, CORDONED, _LOST))),
     )
     steps = draw(st.lists(step, min_size=4, max_size=14))
     return kinds, draw(st.sampled_from((1, 2, 10))), steps

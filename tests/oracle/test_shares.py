@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 
+from hami_dra.contract.healthconfig import Effect
 from hami_dra.contract.names import (
     ANNOTATION_DEVICE_CORDON,
     ATTR_UUID,
     DEVICE_CLASS,
     DRIVER_NAME,
     TAINT_LOST,
+    TAINT_XID,
 )
 from hami_dra.kubeletplugin.slices import PAGE_SIZE
 from hami_dra.policy.devices import name_device
 from hami_dra.policy.request import Placement, Share
-from hami_dra.policy.taints import CORDONED, LOST, Effect, Taint, describe_taints
+from hami_dra.policy.taints import CORDONED, Taint, describe_taints
 from hami_dra.policy.templates import build_template
 from tests.cluster.simcards import make_cards
 from tests.cluster.simnodes import SimNode
@@ -213,7 +215,12 @@ def test_one_numa_node_is_demanded(allocator: Allocator) -> None:
 
 @pytest.mark.parametrize("effect", ["NoSchedule", "NoExecute"])
 @pytest.mark.parametrize(
-    ("mark", "key"), [(CORDONED, ANNOTATION_DEVICE_CORDON), (LOST, TAINT_LOST)]
+    ("mark", "key"),
+    [
+        (CORDONED, ANNOTATION_DEVICE_CORDON),
+        (Taint(TAINT_LOST, "not-described"), TAINT_LOST),
+        (Taint(TAINT_XID, "79"), TAINT_XID),
+    ],
 )
 def test_a_marked_card_gets_no_new_claim_unless_it_is_tolerated(
     allocator: Allocator, mark: Taint, key: str, effect: Effect
