@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from hami_dra.contract.healthconfig import Effect
 from hami_dra.contract.names import (
     ANNOTATION_DEVICE_CORDON,
     ATTR_UUID,
@@ -27,6 +26,9 @@ from tests.cluster.simnodes import SimNode
 from tests.oracle.allocator import GATES, Allocator
 from tests.oracle.model import Model
 from tests.oracle.world import World, ask_for
+
+if TYPE_CHECKING:
+    from hami_dra.contract.healthconfig import Effect
 
 Object = dict[str, Any]
 
