@@ -19,7 +19,7 @@ from hami_dra.node import ledger, offer
 from hami_dra.node.ledger import Ledger
 from hami_dra.node.ledgerfile import STEPS
 from hami_dra.node.recovery import Recovery, RecoveryReport
-from hami_dra.policy.devices import describe_devices
+from hami_dra.policy.devices import describe_offers
 
 ATTRIBUTE: Final = "nextVersion"
 _STEP: Final = "ALTER TABLE claims ADD COLUMN next TEXT NOT NULL DEFAULT 'next';"
@@ -35,7 +35,7 @@ def next_version(arguments: tuple[str, ...], *, broken: bool) -> None:
         raise FatalError("this version is broken")
 
     def describe_more(*positional: Any, **named: Any) -> Sequence[dict[str, Any]]:
-        devices = describe_devices(*positional, **named)
+        devices = describe_offers(*positional, **named)
         return [
             {**device, "attributes": {**device["attributes"], ATTRIBUTE: {"bool": True}}}
             for device in devices
@@ -44,7 +44,7 @@ def next_version(arguments: tuple[str, ...], *, broken: bool) -> None:
     with (
         patch.object(Ledger, "open", partial(Ledger.open, steps=(*STEPS, _STEP))),
         patch.object(ledger, "__version__", "next"),
-        patch.object(offer, "describe_devices", describe_more),
+        patch.object(offer, "describe_offers", describe_more),
         patch.object(Recovery, "start", fail if broken else Recovery.start),
     ):
         node.main(args=list(arguments), prog_name="hami-dra node")

@@ -62,7 +62,7 @@ async def test_a_killed_process_is_followed_by_one_that_goes_on(
         info = await kubelet.register(DRIVER_NAME, timeout_seconds=120)
         answer = (await kubelet.prepare(info.endpoint, CLAIM))[CLAIM.uid]
         assert answer.error == ""
-        assert len(answer.devices[0].cdi_device_ids) == 2
+        assert len(answer.devices[0].cdi_device_ids) == 3  # limits, card, metadata
         assert await kubelet.unprepare(info.endpoint, CLAIM) == {CLAIM.uid: ""}
         await place.stop(again)
 

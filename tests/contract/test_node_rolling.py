@@ -11,6 +11,7 @@ import pytest
 
 from hami_dra.contract.names import DRIVER_NAME
 from hami_dra.kube.objects import CLAIMS, SLICES
+from hami_dra.kubeletplugin.places import name_sockets
 from hami_dra.testing.fakecluster import FakeCluster
 from hami_dra.testing.fakekubelet import FakeClaim, FakeKubelet
 from hami_dra.testing.nextversion import ATTRIBUTE
@@ -88,7 +89,7 @@ async def test_an_update_and_its_undoing_are_not_noticed(base: Path, cluster: Fa
         await kubelet.unprepare(first.endpoint, too_much)
 
         await place.stop(old)
-        assert kubelet.sockets() == [place.kubelet_dir / "plugins_registry" / name_of(NEW)]
+        assert kubelet.sockets() == [registration_of(place, NEW)]
         assert set((await kubelet.unprepare(second.endpoint, *claims)).values()) == {""}
         assert slice_writes(cluster) == ["POST", "PUT"], "one writer at a time"
 
@@ -110,8 +111,8 @@ async def test_an_update_and_its_undoing_are_not_noticed(base: Path, cluster: Fa
         assert await place.leftovers() == []
 
 
-def name_of(pod_uid: str) -> str:
-    return f"{DRIVER_NAME}-{pod_uid}-reg.sock"
+def registration_of(place: Place, pod_uid: str) -> Path:
+    return name_sockets(place.kubelet_dir, DRIVER_NAME, pod_uid=pod_uid).registration
 
 
 @pytest.mark.timeout(400)
