@@ -116,7 +116,6 @@ void sim_leave(int guard);
 struct sim_state *sim_shared(void);
 bool sim_in_use(int guard, int unit); /* between enter and leave */
 struct sim_card *sim_open_unit(int unit);
-void sim_path(char *path, size_t size, const char *name);
 /* Living processes with a context on the card, as this PID namespace sees them. */
 unsigned int sim_users(int card, struct sim_usage *users, unsigned int capacity);
 

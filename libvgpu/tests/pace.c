@@ -33,7 +33,7 @@ static void set_cores(const char *name, uint32_t percent, uint32_t policy, uint3
 	grant.devices[0].cores_percent = percent;
 	grant.devices[0].core_policy = policy;
 	grant.devices[0].flags = flags;
-	rewind(file);
+	CHECK(fseek(file, 0, SEEK_SET) == 0);
 	CHECK(fwrite(&grant, sizeof(grant), 1, file) == 1);
 	fclose(file);
 }
