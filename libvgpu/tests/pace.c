@@ -286,6 +286,18 @@ static void two_tenants(void)
 		}
 }
 
+/* Until a child has launched something: a start takes as long as the machine lets it. */
+static void wait_for_launch(void)
+{
+	const struct timespec nap = {.tv_nsec = 1000000};
+	const uint64_t give_up = now_ns() + 20000 * MS;
+
+	while (!counters[0]) {
+		CHECK(now_ns() < give_up);
+		nanosleep(&nap, NULL);
+	}
+}
+
 /* Killed again and again at any instruction: what was launched is paid, and no more. */
 static void kills(void)
 {
@@ -298,9 +310,13 @@ static void kills(void)
 	before = device->busy_ns;
 	begin = now_ns();
 	for (int i = 0; i < 40; i++) {
-		int pid = start_child(light);
 		struct timespec nap = {.tv_nsec = 1000000 + rand_r(&seed) % 20000000};
+		int pid;
 
+		counters[0] = 0;
+		pid = start_child(light);
+		if (i % 2) /* the others may still be starting */
+			wait_for_launch();
 		nanosleep(&nap, NULL);
 		kill(pid, SIGKILL);
 		wait_child(pid);
