@@ -71,7 +71,10 @@ class Ledger:
     Every method may be cancelled: its change is then made or not, never half.
     """
 
-    def __init__(self, file: LedgerFile, executor: ThreadPoolExecutor, reserve: Reserve) -> None:
+    def __init__(
+        self, path: Path, file: LedgerFile, executor: ThreadPoolExecutor, reserve: Reserve
+    ) -> None:
+        self._path = path
         self._file = file
         self._executor = executor
         self._reserve = reserve
@@ -107,6 +110,7 @@ class Ledger:
             return count
 
         ledger = cls(
+            path,
             LedgerFile(path, fill=fill, check=_check_record, alone=alone, steps=steps),
             executor,
             Reserve(path.parent),
@@ -186,8 +190,8 @@ class Ledger:
             raise  # a bug, which no disk explains
         except (OSError, sqlite3.DatabaseError, DamageError) as error:
             raise RetryError(
-                f"the ledger cannot be used: {error}; --state-dir must be a writable directory on "
-                "a local disk with room"
+                f"the ledger cannot be used: {self._path}: {error}; --state-dir must be a writable "
+                "directory on a local disk with room"
             ) from error
 
     def _close(self) -> None:
