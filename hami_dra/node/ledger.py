@@ -71,10 +71,7 @@ class Ledger:
     Every method may be cancelled: its change is then made or not, never half.
     """
 
-    def __init__(
-        self, path: Path, file: LedgerFile, executor: ThreadPoolExecutor, reserve: Reserve
-    ) -> None:
-        self._path = path
+    def __init__(self, file: LedgerFile, executor: ThreadPoolExecutor, reserve: Reserve) -> None:
         self._file = file
         self._executor = executor
         self._reserve = reserve
@@ -110,7 +107,6 @@ class Ledger:
             return count
 
         ledger = cls(
-            path,
             LedgerFile(path, fill=fill, check=_check_record, alone=alone, steps=steps),
             executor,
             Reserve(path.parent),
@@ -190,8 +186,8 @@ class Ledger:
             raise  # a bug, which no disk explains
         except (OSError, sqlite3.DatabaseError, DamageError) as error:
             raise RetryError(
-                f"the ledger cannot be used: {self._path}: {error}; --state-dir must be a writable "
-                "directory on a local disk with room"
+                f"the ledger cannot be used: {self._file.path}: {error}; --state-dir must be a "
+                "writable directory on a local disk with room"
             ) from error
 
     def _close(self) -> None:

@@ -98,7 +98,7 @@ class LedgerFile:
         alone: Callable[[], bool] = lambda: True,
         steps: tuple[str, ...] = STEPS,
     ) -> None:
-        self._path = path
+        self.path = path
         self._fill = fill
         self._check = check
         self._alone = alone
@@ -119,9 +119,9 @@ class LedgerFile:
         if self._open is not None:
             if self._look() == self._inodes:
                 return self._open
-            _log.warning("ledger.replaced", path=str(self._path))
+            _log.warning("ledger.replaced", path=str(self.path))
             self.close()
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._turn():
             self._open = self._open_or_replace()
         self._inodes = self._look()
@@ -150,7 +150,7 @@ class LedgerFile:
         self._open = None
 
     def _open_or_replace(self) -> sqlite3.Connection:
-        if not self._path.exists():
+        if not self.path.exists():
             self._put_new("it is not there")
         try:
             return self._connect()
@@ -159,14 +159,14 @@ class LedgerFile:
                 raise
             if isinstance(error, NewerError) and not self._alone():
                 raise RetryError(
-                    f"ledger {self._path}: {error}, and the process that wrote it still runs; it "
+                    f"ledger {self.path}: {error}, and the process that wrote it still runs; it "
                     "has to end first (such a downgrade needs maxUnavailable, not maxSurge)"
                 ) from error
             self._put_new(str(error))
         return self._connect()
 
     def _connect(self) -> sqlite3.Connection:
-        self._file = self._path.resolve()
+        self._file = self.path.resolve()
         connection = _open_connection(self._file)
         try:
             self._upgrade(connection)
@@ -192,7 +192,7 @@ class LedgerFile:
                     connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {_MINORS * MAJOR + len(self._steps)}")
         if minor:
-            _log.info("ledger.upgraded", path=str(self._path), old=minor, new=len(self._steps))
+            _log.info("ledger.upgraded", path=str(self.path), old=minor, new=len(self._steps))
 
     def _prove(self, connection: sqlite3.Connection) -> None:
         """Read everything once: what is broken is to be found now, not in a Prepare."""
@@ -210,17 +210,17 @@ class LedgerFile:
     def _put_new(self, reason: str) -> None:
         """Put a new, filled file in the place of whatever is there."""
         now = time.time_ns()
-        fresh = self._path.with_name(f"{self._path.stem}-{now}{self._path.suffix}")
+        fresh = self.path.with_name(f"{self.path.stem}-{now}{self.path.suffix}")
         try:
             with closing(_open_connection(fresh)) as connection:
                 self._upgrade(connection, new=True)
                 with transaction(connection):
                     restored = self._fill(connection)
             aside = self._find_old(now)
-            link = self._path.with_name(f".{fresh.name}.tmp")
+            link = self.path.with_name(f".{fresh.name}.tmp")
             link.symlink_to(fresh.name)
-            link.rename(self._path)
-            _sync(self._path.parent)
+            link.rename(self.path)
+            _sync(self.path.parent)
         except BaseException:
             _remove(fresh)
             raise
@@ -228,37 +228,37 @@ class LedgerFile:
         if aside is not None:
             _log.error("ledger.moved_aside", kept=str(aside), reason=reason, restored=restored)
         elif restored:
-            _log.error("ledger.lost", path=str(self._path), restored=restored)
+            _log.error("ledger.lost", path=str(self.path), restored=restored)
         self._forget_old(fresh)
 
     def _find_old(self, now: int) -> Path | None:
         """Return where the file stays that is about to be replaced."""
-        if not self._path.exists():
+        if not self.path.exists():
             return None
-        if self._path.is_symlink():
-            return self._path.resolve()
+        if self.path.is_symlink():
+            return self.path.resolve()
         # Not one of ours, or of a version that had no link.
-        aside = self._path.with_name(f"{self._path.stem}-{now - 1}{self._path.suffix}")
+        aside = self.path.with_name(f"{self.path.stem}-{now - 1}{self.path.suffix}")
         for suffix in reversed(_SUFFIXES):
             with suppress(FileNotFoundError):
-                _with(self._path, suffix).rename(_with(aside, suffix))
+                _with(self.path, suffix).rename(_with(aside, suffix))
         return aside
 
     def _forget_old(self, current: Path) -> None:
         """Keep the last few that were replaced: a disk that is full stays full otherwise."""
-        pattern = f"{self._path.stem}-*{self._path.suffix}"
-        old = [path for path in sorted(self._path.parent.glob(pattern)) if path != current]
+        pattern = f"{self.path.stem}-*{self.path.suffix}"
+        old = [path for path in sorted(self.path.parent.glob(pattern)) if path != current]
         for path in old[:-_KEPT_ASIDE]:
             _remove(path)
 
     def _look(self) -> tuple[tuple[int, int] | None, ...]:
         """Return what tells this file and its log from others of the same names."""
-        return _identify(self._path), _identify(_with(self._file, "-wal"))
+        return _identify(self.path), _identify(_with(self._file, "-wal"))
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """Let one process at a time open, upgrade or replace the file."""
-        path = self._path.with_name(f"{self._path.name}.lock")
+        path = self.path.with_name(f"{self.path.name}.lock")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
