@@ -3,18 +3,19 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from hami_dra.cli.claims import claims
 from hami_dra.contract.limits import digest_limits
 from hami_dra.contract.names import ANNOTATION_LIMITS
 from hami_dra.kube.objects import CLAIMS
 from hami_dra.testing.fakecluster import FakeCluster
+from tests.unit.cli.remote import run_command
 
 DRIVER = "hami-core-gpu.project-hami.io"
 
@@ -81,24 +82,7 @@ def make_claim(
     }
 
 
-async def run(tmp_path: Path, cluster: FakeCluster, *arguments: str) -> Result:
-    """Run the command as a person would, in a thread: it has an event loop of its own."""
-    config = tmp_path / "kubeconfig"
-    context: dict[str, Any] = {"name": "c", "context": {"cluster": "c", "user": "u"}}
-    config.write_text(
-        yaml.safe_dump(
-            {
-                "apiVersion": "v1",
-                "kind": "Config",
-                "current-context": "c",
-                "contexts": [context],
-                "clusters": [{"name": "c", "cluster": {"server": cluster.url}}],
-                "users": [{"name": "u", "user": {"token": "t"}}],
-            }
-        )
-    )
-    call = [*arguments, "--kubeconfig", str(config)]
-    return await asyncio.to_thread(CliRunner().invoke, claims, call)
+run = partial(run_command, claims)
 
 
 async def test_shares_are_listed(tmp_path: Path, cluster: FakeCluster) -> None:

@@ -3,38 +3,18 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import yaml
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from hami_dra.cli.explain import explain
 from hami_dra.contract.errors import HamiDraError
 from hami_dra.kube.objects import PODS
 from hami_dra.testing.fakecluster import FakeCluster
+from tests.unit.cli.remote import run_command
 
-
-async def run(tmp_path: Path, cluster: FakeCluster, *arguments: str) -> Result:
-    """Run the command as a person would, in a thread: it has an event loop of its own."""
-    import asyncio  # noqa: PLC0415
-
-    config = tmp_path / "kubeconfig"
-    context: dict[str, Any] = {"name": "c", "context": {"cluster": "c", "user": "u"}}
-    config.write_text(
-        yaml.safe_dump(
-            {
-                "apiVersion": "v1",
-                "kind": "Config",
-                "current-context": "c",
-                "contexts": [context],
-                "clusters": [{"name": "c", "cluster": {"server": cluster.url}}],
-                "users": [{"name": "u", "user": {"token": "t"}}],
-            }
-        )
-    )
-    call = [*arguments, "--kubeconfig", str(config)]
-    return await asyncio.to_thread(CliRunner().invoke, explain, call)
+run = partial(run_command, explain)
 
 
 async def test_a_pod_that_admission_did_not_see(tmp_path: Path) -> None:
