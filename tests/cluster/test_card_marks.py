@@ -47,22 +47,33 @@ def test_a_cordoned_card_gets_no_new_claim_and_keeps_its_pods(stack: Stack) -> N
     wait_marks(stack, {})
 
 
-def wait_health(stack: Stack, name: str, health: str, message: str = "") -> None:
-    """Return once kubelet says of every device of a pod that it has this health, and why."""
+def healths(container: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a container's status says of each device, under the kubelet's name for it."""
+    return [
+        resource
+        for status in container.get("allocatedResourcesStatus") or ()
+        for resource in status.get("resources") or ()
+    ]
+
+
+def wait_health(
+    stack: Stack, name: str, health: str, message: str = "", timeout_seconds: float = 30.0
+) -> dict[str, Any]:
+    """Return a pod once kubelet says of all devices of each container: this health, and why."""
 
     def says(item: dict[str, Any] | None) -> bool:
-        (container,) = (item or {}).get("status", {}).get("containerStatuses") or [{}]
-        resources = [
-            resource
-            for status in container.get("allocatedResourcesStatus") or ()
-            for resource in status.get("resources") or ()
-        ]
-        return bool(resources) and all(
-            each.get("health") == health and message in (each.get("message") or "")
-            for each in resources
+        containers = (item or {}).get("status", {}).get("containerStatuses") or ()
+        return bool(containers) and all(
+            bool(healths(container))
+            and all(
+                each.get("health") == health and message in (each.get("message") or "")
+                for each in healths(container)
+            )
+            for container in containers
         )
 
-    stack.cluster.wait_for("pods", name, says)
+    found = stack.cluster.wait_for("pods", name, says, timeout_seconds=timeout_seconds)
+    return found or {}
 
 
 def test_a_card_that_falls_off_the_bus_is_marked_and_returns(stack: Stack) -> None:
@@ -80,6 +91,26 @@ def test_a_card_that_falls_off_the_bus_is_marked_and_returns(stack: Stack) -> No
         write_cards(stack.driver.sim_dir, (A100, T4))
     wait_marks(stack, {})
     wait_health(stack, "holder", "Healthy")
+
+
+def test_two_shares_of_one_card_have_a_health_each(stack: Stack) -> None:
+    """The kubelet knows them by the CDI ids, which differ, and both are as well as their card."""
+    cluster = stack.cluster
+    both = on_t4("both")
+    (first,) = both["spec"]["containers"]
+    both["spec"]["containers"].append({**first, "name": "other"})
+    cluster.apply(text(both))
+    cluster.wait_pod_running("both")
+    found = wait_health(stack, "both", "Healthy")
+    containers = found["status"]["containerStatuses"]
+    names = [each["resourceID"] for container in containers for each in healths(container)]
+    assert len(names) == len(set(names)) == 2, names
+    try:
+        write_cards(stack.driver.sim_dir, (A100, replace(T4, health="lost")))
+        wait_health(stack, "both", "Unhealthy")
+    finally:
+        write_cards(stack.driver.sim_dir, (A100, T4))
+    wait_health(stack, "both", "Healthy")
 
 
 @contextmanager

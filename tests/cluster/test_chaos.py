@@ -1,10 +1,12 @@
 """Faults of the node process and of those it works with, under a real kubelet."""
 
+import json
 import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 
 import pytest
@@ -45,6 +47,10 @@ API_BACK_SECONDS = 120.0
 to a minute before they look again."""
 ETCD_AWAY_SECONDS = 15.0
 HOUR_SECONDS = 3600
+RECONCILE_SECONDS = 150.0
+"""The kubelet looks every minute for prepared claims whose pods it no longer knows."""
+HEALTH_SECONDS = 90.0
+"""A report counts for 30 s; the kubelet writes pod statuses once in its sync period."""
 
 Measured = Callable[[str], None]
 
@@ -254,6 +260,18 @@ def seconds_after_deletion(stack: Stack) -> float:
         return gap.result(timeout=90)
 
 
+def prepared_at(stack: Stack, running: RunningPod) -> float:
+    """Return the wall time at which the node process says that it prepared a pod's claim."""
+    written = stack.cluster.logs("node").splitlines()
+    lines = [json.loads(line) for line in written if line.startswith("{")]
+    (stamp,) = (
+        line["timestamp"]
+        for line in lines
+        if (line["event"], line.get("uid")) == ("prepare", running.claim_uid)
+    )
+    return datetime.fromisoformat(stamp).timestamp()
+
+
 def test_the_wall_clock_jumps_by_an_hour(
     stack: Stack, steady: RunningPod, measured: Measured
 ) -> None:
@@ -271,6 +289,8 @@ def test_the_wall_clock_jumps_by_an_hour(
             running.require_limit()
             steady.require_untouched()
             wait_health(stack, name, "Healthy")
+            # Within a minute by the node's own account: the shift has really reached it.
+            assert abs(prepared_at(stack, running) - time.time() - seconds) < 60
             stack.cluster.kubectl("delete", "pod", name, "--grace-period=1")
             wait_ready(stack)
             assert [item["metadata"]["resourceVersion"] for item in stack.slices()] == before
@@ -316,3 +336,58 @@ def test_containerd_is_killed_during_prepare_and_under_running_pods(
     wait_gone(stack, "leaves")
     steady.require_untouched()
     measured(f"containerd SIGKILL in Prepare: 3 pods ran {seconds:.1f} s after its return")
+
+
+def test_unprepare_is_asked_for_again_by_a_kubelet_that_starts(
+    stack: Stack, measured: Measured
+) -> None:
+    """What it could not have done before its restart, for want of a node process, it has done."""
+    leaves = RunningPod.start(stack, "leaves", 700)
+    stack.stop_node(signal.SIGKILL)
+    stack.cluster.kubectl("delete", "pod", "leaves", "--grace-period=1", "--wait=false")
+    wait_until(
+        "the container is gone",
+        lambda: leaves.container_id not in running_containers(stack.cluster),
+    )
+    stack.cluster.restart("kubelet", signal.SIGKILL)
+    assert leaves.claim_uid in stack.ledger_rows()
+    stack.start_node()
+    started = time.monotonic()
+    stack.cluster.wait_for(
+        "pods", "leaves", lambda item: item is None, timeout_seconds=RECONCILE_SECONDS
+    )
+    wait_consistent(stack)
+    measured(f"Unprepare again after a restart of kubelet: {time.monotonic() - started:.1f} s")
+
+
+def test_a_pod_is_deleted_by_force_while_kubelet_is_away(stack: Stack, measured: Measured) -> None:
+    """Nothing but its own checkpoint tells the kubelet of the claim when it is back."""
+    leaves = RunningPod.start(stack, "leaves", 700)
+    with away(stack.cluster, "kubelet"):
+        stack.cluster.kubectl("delete", "pod", "leaves", "--force", "--grace-period=0")
+    started = time.monotonic()
+    wait_until(
+        "its claim is unprepared",
+        lambda: leaves.claim_uid not in stack.ledger_rows(),
+        RECONCILE_SECONDS,
+    )
+    wait_consistent(stack)
+    measured(f"deleted while kubelet was away: unprepared {time.monotonic() - started:.1f} s later")
+
+
+def test_health_is_unknown_while_the_node_process_is_away(stack: Stack, measured: Measured) -> None:
+    """And the connection that was lost serves health and claims again when it is back."""
+    RunningPod.start(stack, "seen", 700)
+    wait_health(stack, "seen", "Healthy")
+    stack.stop_node(signal.SIGKILL)
+    started = time.monotonic()
+    wait_health(stack, "seen", "Unknown", timeout_seconds=HEALTH_SECONDS)
+    unknown = time.monotonic() - started
+    stack.start_node()
+    started = time.monotonic()
+    wait_health(stack, "seen", "Healthy", timeout_seconds=HEALTH_SECONDS)
+    measured(
+        f"node process away: health unknown after {unknown:.1f} s, "
+        f"known again {time.monotonic() - started:.1f} s after its return"
+    )
+    seconds_until_running(stack, create(stack, "after", 1))
