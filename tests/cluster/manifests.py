@@ -39,6 +39,8 @@ def pod(
         "kind": "Pod",
         "metadata": {"name": name, "namespace": namespace},
         "spec": {
+            # Ours end by SIGTERM; the first process of a container that is not ours may not.
+            "terminationGracePeriodSeconds": 2,
             "containers": [
                 {
                     "name": "main",
