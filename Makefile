@@ -11,7 +11,8 @@ ASAN    := build/libvgpu-asan
 TSAN    := build/libvgpu-tsan
 LOCK    := $(shell cat requirements/dev.txt pyproject.toml | sha256sum | cut -c1-12)
 VENV    := .venv/.locked-$(LOCK)
-MATRIX_TESTS ?= tests/cluster/test_tables.py tests/cluster/test_simnodes.py
+MATRIX_TESTS ?= tests/cluster/test_tables.py tests/cluster/test_simnodes.py tests/cluster/test_claim_status.py \
+                tests/cluster/test_card_marks.py tests/cluster/test_recovery.py
 C_FILES := $(wildcard libvgpu/src/*.c libvgpu/sim/*.c libvgpu/probe/*.c libvgpu/tests/*.c \
              libvgpu/bench/*.c libvgpu/bench/*/*.c)
 
@@ -72,9 +73,9 @@ test-chaos: preflight $(VENV) native tools ## Faults of the node under a real ku
 	@echo "==> faults on a real node"
 	@pytest -q -m chaos tests/cluster
 
-test-matrix: $(VENV) ## Admission and allocation on each supported Kubernetes (not in CI)
+test-matrix: $(VENV) ## Admission, allocation, status and marks on each supported Kubernetes (not in CI)
 	@for folder in kubernetes kubernetes-1.36; do \
-	  echo "==> golden tables on $$folder"; \
+	  echo "==> $$folder"; \
 	  python -m tests.cluster build-tools --kubernetes $$folder >/dev/null; \
 	  pytest -q -m cluster --kubernetes $$folder $(MATRIX_TESTS); \
 	done
