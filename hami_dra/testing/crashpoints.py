@@ -2,13 +2,15 @@
 
 Nobody keeps a list: Python's own audit events (PEP 578) tell of each file that is opened for
 writing, renamed or removed and each directory that is made; calls that have no event (os.pwrite
-and the like), SQL that writes and calls to the API server are wrapped. A point is reported
-*before* its effect, and whoever listens may raise, or kill the process.
+and the like), SQL that writes, calls to the API server and functions of NVML that change a card
+are wrapped. A point is reported *before* its effect, and whoever listens may raise, or kill the
+process.
 """
 
 import functools
 import inspect
 import os
+import re
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
+
+import pynvml
 
 from hami_dra.kube.objects import Api
 
@@ -36,6 +40,7 @@ _PATH_EVENTS: Final = {
 }
 _DESCRIPTOR_CALLS: Final = ("write", "pwrite", "writev", "pwritev", "ftruncate", "fsync")
 _READING: Final = ("SELECT", "PRAGMA", "EXPLAIN")
+_CHANGING: Final = re.compile(r"nvml\w*(Create|Destroy|Set|Reset|Clear)")
 _TARGET: Final = {"os.rename": 1, "os.link": 1, "os.symlink": 1}
 _AT: Final = {"os.remove": 1, "os.mkdir": 2, "os.rmdir": 1, "os.rename": 3, "os.chmod": 2}
 
@@ -45,8 +50,8 @@ class Point:
     """What is about to happen.
 
     Attributes:
-        verb: Such as "rename", "sql" or "api".
-        target: The path that changes, the statement, or the method and kind.
+        verb: Such as "rename", "sql", "api" or "nvml".
+        target: The path that changes, the statement, the method and kind, or the function.
     """
 
     verb: str
@@ -77,12 +82,16 @@ def watch_points(listener: Listener, *roots: Path) -> Iterator[None]:
         for name, method in inspect.getmembers(Api, inspect.iscoroutinefunction):
             if not name.startswith("_"):
                 stack.enter_context(patch.object(Api, name, _wrap_api(name, method)))
+        for name, function in inspect.getmembers(pynvml, inspect.isfunction):
+            if _CHANGING.match(name):
+                stack.enter_context(patch.object(pynvml, name, _wrap_nvml(name, function)))
         _listeners.append(entry)
         stack.callback(_listeners.remove, entry)
         yield
 
 
-def _report(point: Point) -> None:
+def report(point: Point) -> None:
+    """Tell whoever listens what a stand-in for something outside is about to do."""
     for _, listener in _listeners:
         listener(point)
 
@@ -131,8 +140,17 @@ def _wrap_descriptor(call: Callable[..., Any]) -> Callable[..., Any]:
 def _wrap_api(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     async def wrapped(self: Api, resource: Any, *arguments: Any, **options: Any) -> Any:
-        _report(Point("api", f"{name} {resource.plural}"))
+        report(Point("api", f"{name} {resource.plural}"))
         return await method(self, resource, *arguments, **options)
+
+    return wrapped
+
+
+def _wrap_nvml(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapped(*arguments: Any) -> Any:
+        report(Point("nvml", name))
+        return function(*arguments)
 
     return wrapped
 
@@ -160,7 +178,7 @@ class _Connection(sqlite3.Connection):
 
     def _announce(self, sql: str) -> None:
         if not sql.lstrip().upper().startswith(_READING):
-            _report(Point("sql", " ".join(sql.split())))
+            report(Point("sql", " ".join(sql.split())))
 
 
 _real_connect: Final = sqlite3.connect

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from hami_dra.contract.errors import RetryError
 from hami_dra.policy.devices import GpuFacts
 from hami_dra.policy.mig import Instance, MigFacts, Part, Place, Profile, overlap
+from hami_dra.testing.crashpoints import Point, report
 
 A100_PROFILES = tuple(
     Profile(
@@ -71,7 +72,7 @@ def divide(
 
 @dataclass
 class FakeInstances:
-    """An `InstanceControl` that refuses what a driver refuses.
+    """An `InstanceControl` that refuses what a driver refuses, with a driver's points.
 
     Attributes:
         profiles: Of every card.
@@ -108,6 +109,7 @@ class FakeInstances:
         ):
             raise RetryError("Insufficient Resources")
         number = 8 - size + start
+        report(Point("nvml", "nvmlDeviceCreateGpuInstanceWithPlacement"))
         self.put(uuid, Instance(number=number, profile=profile, start=start, size=size))
         return number
 
@@ -124,9 +126,8 @@ class FakeInstances:
             slices=kind.slices,
             multiprocessors=kind.multiprocessors,
         )
-        self.cards[uuid] = tuple(
-            replace(each, parts=(part,)) if each is found else each for each in self.cards[uuid]
-        )
+        report(Point("nvml", "nvmlGpuInstanceCreateComputeInstance"))
+        self._replace(uuid, replace(found, parts=(part,)))
         return part
 
     async def destroy(self, uuid: str, instance: int) -> None:
@@ -134,6 +135,13 @@ class FakeInstances:
         self._fail()
         if instance in self.used:
             raise RetryError("In use by another client")
+        found = next((each for each in self.cards.get(uuid, ()) if each.number == instance), None)
+        if found is None:
+            return
+        if found.parts:
+            report(Point("nvml", "nvmlComputeInstanceDestroy"))
+            self._replace(uuid, replace(found, parts=()))
+        report(Point("nvml", "nvmlGpuInstanceDestroy"))
         self.cards[uuid] = tuple(
             each for each in self.cards.get(uuid, ()) if each.number != instance
         )
@@ -142,6 +150,7 @@ class FakeInstances:
     async def enable(self, uuid: str) -> bool:
         """Switch the mode."""
         self._fail()
+        report(Point("nvml", "nvmlDeviceSetMigMode"))
         self.modes[uuid] = True
         return True
 
@@ -152,6 +161,11 @@ class FakeInstances:
     def reboot(self) -> None:
         """Forget all instances, as a card does."""
         self.cards.clear()
+
+    def _replace(self, uuid: str, changed: Instance) -> None:
+        self.cards[uuid] = tuple(
+            changed if each.number == changed.number else each for each in self.cards[uuid]
+        )
 
     def _find(self, uuid: str, instance: int) -> Instance:
         return next(each for each in self.cards.get(uuid, ()) if each.number == instance)
