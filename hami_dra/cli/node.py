@@ -83,6 +83,20 @@ _DEFAULT = NodeSettings(node_name="-")
     help="Where the kernel shows the PCI bus.",
 )
 @click.option(
+    "--procfs",
+    envvar="HAMI_DRA_PROCFS",
+    type=_DIRECTORY,
+    default=_DEFAULT.procfs,
+    help="Where the kernel shows the rights to MIG instances.",
+)
+@click.option(
+    "--mig-dynamic",
+    envvar="HAMI_DRA_MIG_DYNAMIC",
+    multiple=True,
+    metavar="UUID|INDEX|all",
+    help="A card to divide into MIG instances as claims need them. Repeatable.",
+)
+@click.option(
     "--libvgpu",
     envvar="HAMI_DRA_LIBVGPU",
     type=_FILE,

@@ -30,6 +30,7 @@ from hami_dra.contract.names import DRIVER_NAME, FIELD_MANAGER
 from hami_dra.contract.nodeconfig import NodeConfig
 from hami_dra.gpu.events import NvmlEvents
 from hami_dra.gpu.library import NvmlLibrary
+from hami_dra.gpu.mig import NvmlInstances
 from hami_dra.gpu.nvml import NvmlSource
 from hami_dra.gpu.processes import NvmlProcesses
 from hami_dra.gpu.source import EventSource, GpuSource
@@ -56,7 +57,7 @@ from hami_dra.node.ledger import Ledger
 from hami_dra.node.libfile import install_library
 from hami_dra.node.metrics import NodeMetrics
 from hami_dra.node.preparer import ClaimFiles, Preparer, Step, no_step, read_boot_id
-from hami_dra.node.recovery import Recovery
+from hami_dra.node.recovery import Recovery, RecoveryReport
 from hami_dra.node.settings import NodeSettings
 from hami_dra.node.sharedir import ShareDirectories
 from hami_dra.service.clock import SystemClock
@@ -118,7 +119,7 @@ async def run_node(
             node = _Node(settings, Api(session), state, readiness, inputs, step)
             registry.register(node.metrics)
             registry.register(node.claim_metrics)
-            if await _persist(node.recovery.start, supervisor, note) is not None:
+            if await _persist(node.recover, supervisor, note) is not None:
                 await node.serve(supervisor)
 
 
@@ -177,6 +178,10 @@ class _Node:
             events=inputs.events,
             stream=self.stream,
             clock=SystemClock(),
+            control=NvmlInstances(settings.driver_root),
+            ledger=state.ledger,
+            boot_id=boot_id,
+            alone=instance.alone,
             publish=self.publisher.publish,
             on_cards=self._note_cards,
             on_state=partial(readiness.set, "nvml"),
@@ -192,6 +197,7 @@ class _Node:
             settings=settings,
             executor=executor,
             locks=locks,
+            partitions=self.cards.partitions,
             step=step,
         )
         self.watch = ClaimWatch(
@@ -247,6 +253,16 @@ class _Node:
         self.claim_metrics = ClaimMetrics(
             self.watch.statistics, self.audit.statistics if settings.audit_seconds else None
         )
+
+    async def recover(self) -> RecoveryReport:
+        """Bring everything into order before anybody calls, or hears of the cards.
+
+        Raises:
+            RetryError: The ledger cannot be used at the moment.
+        """
+        report = await self.recovery.start()
+        await self.cards.partitions.refresh()
+        return report
 
     async def serve(self, supervisor: Supervisor) -> None:
         """Serve the kubelet until the process is asked to stop."""

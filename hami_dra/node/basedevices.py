@@ -17,7 +17,7 @@ from hami_dra.contract import names
 from hami_dra.contract.errors import RetryError
 from hami_dra.node.claimspec import FILE_PREFIX
 from hami_dra.policy.binding import BoundDevice
-from hami_dra.policy.devices import GpuFacts
+from hami_dra.policy.devices import GpuFacts, name_device
 
 _log = structlog.get_logger(__name__)
 
@@ -62,21 +62,23 @@ class BaseDevices:
             RetryError: A file of the driver is missing; names it.
             CdiDirectoryError: Our own file cannot be written.
         """
-        gpu = gpus.get(device.device)
-        foreign = self._find_foreign(device.uuid, gpu)
+        card_name = name_device(device.mig.card) if device.mig else device.device
+        gpu = gpus.get(card_name)
+        # The toolkit's devices of a divided card are of the instances there were when it looked.
+        foreign = None if device.mig else self._find_foreign(device.uuid, gpu)
         if foreign is not None:
             return foreign.id
         if gpu is None:
-            raise RetryError(f"card {device.device} is gone from this node")
+            raise RetryError(f"card {card_name} is gone from this node")
         card = find_card_edits(self._root, gpu.minor, gpu.pci_bus_id)
         searched = self._search(gpu.driver_version)
         missing = _find_absent(searched.local_paths) or self._find_missing(card.host_paths())
         if missing is not None:
             self._searched = None
-            raise RetryError(f"{missing}: no such file, needed by card {device.device}")
-        if not self._is_written(device.device, card, searched.found.edits):
+            raise RetryError(f"{missing}: no such file, needed by card {card_name}")
+        if not self._is_written(card_name, card, searched.found.edits):
             self._write(gpus, searched.found.edits)
-        return f"{names.CDI_KIND_BASE}={device.device}"
+        return f"{names.CDI_KIND_BASE}={card_name}"
 
     def write_cards(self, gpus: Mapping[str, GpuFacts]) -> None:
         """Write our own card file if the driver's files can be found. Idempotent.

@@ -5,15 +5,20 @@ the kubelet go out.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from hami_dra.contract.nodeconfig import NodeConfig
+from hami_dra.gpu.mig import InstanceControl
 from hami_dra.gpu.source import EventSource, GpuSource
 from hami_dra.node.configfile import ConfigFile
 from hami_dra.node.health import CardHealth, Faults
 from hami_dra.node.healthstream import HealthStream
 from hami_dra.node.inventory import Inventory
-from hami_dra.node.offer import Offer
+from hami_dra.node.ledger import Ledger
+from hami_dra.node.migmode import MigModes
+from hami_dra.node.offer import Offer, Publish
+from hami_dra.node.partitions import Partitions
 from hami_dra.node.settings import NodeSettings
 from hami_dra.policy.cardrules import CardRules, resolve_rules
 from hami_dra.policy.devices import GpuFacts
@@ -31,6 +36,7 @@ class Cards:
         offer: What the scheduler is offered.
         health: What is wrong with cards.
         inventory: Which cards there are.
+        partitions: Which MIG instances are ours.
 
     Args:
         settings: The node's.
@@ -40,6 +46,10 @@ class Cards:
         events: Hears of their errors; ``None``: nobody does.
         stream: Tells the kubelet.
         clock: Time.
+        control: Divides cards.
+        ledger: Says what claims have of cards.
+        boot_id: Of the running kernel.
+        alone: See `MigModes`.
         publish: Takes the devices for the scheduler.
         on_cards: Called after the list of cards has changed, with the UUIDs of those that are lost.
         on_state: See `Inventory`.
@@ -55,7 +65,11 @@ class Cards:
         events: EventSource | None,
         stream: HealthStream,
         clock: Clock,
-        publish: Callable[[list[Object]], None],
+        control: InstanceControl,
+        ledger: Ledger,
+        boot_id: str,
+        alone: Callable[[], AbstractContextManager[bool]],
+        publish: Publish,
         on_cards: Callable[[frozenset[str]], None],
         on_state: Callable[[str | None], None],
     ) -> None:
@@ -64,7 +78,15 @@ class Cards:
         self._events = events
         self._stream = stream
         self._on_cards = on_cards
-        self.offer = Offer(publish, rules=self._resolve(config))
+        self.partitions = Partitions(
+            control, ledger, chosen=self._list_dynamic, boot_id=boot_id, clock=clock
+        )
+        self.offer = Offer(
+            publish,
+            rules=self._resolve(config),
+            dynamic=settings.mig_dynamic,
+            is_foreign=self.partitions.is_foreign,
+        )
         self.health = CardHealth(config=config.health, clock=clock, on_change=self._mark)
         self.inventory = Inventory(
             source,
@@ -74,15 +96,27 @@ class Cards:
             on_look=self.health.note_look,
             on_stale=events.reopen if events else lambda: None,
         )
+        self._modes = MigModes(
+            self.partitions,
+            ledger,
+            gpus=self.inventory.gpus,
+            look=self.inventory.refresh,
+            alone=alone,
+            on_parts=self._announce_parts,
+        )
 
     def spawn(self, supervisor: Supervisor) -> None:
         """Start the tasks."""
         supervisor.spawn("inventory", self.inventory.run())
         supervisor.spawn("health", self.health.run())
+        supervisor.spawn("mig-modes", self._modes.run())
         supervisor.spawn("config", self._config_file.follow(self._configure))
         if self._events:
             events = self._events.run(self._note_event, self.health.set_watch)
             supervisor.spawn("events", events)
+
+    def _list_dynamic(self) -> frozenset[str]:
+        return self.offer.dynamic()
 
     def _resolve(self, config: NodeConfig) -> CardRules:
         settings = self._settings
@@ -91,11 +125,16 @@ class Cards:
     def _configure(self, config: NodeConfig) -> None:
         self.offer.set_rules(self._resolve(config))
         self.health.set_config(config.health)
+        self._modes.wake()
 
     def _announce(self, gpus: tuple[GpuFacts, ...], lost: frozenset[str]) -> None:
         self.offer.set_cards(gpus, lost)
-        self._stream.set_cards(gpus)
+        self._stream.set_cards(gpus, self.partitions.list_present(gpus))
         self._on_cards(lost)
+        self._modes.wake()
+
+    def _announce_parts(self) -> None:
+        self.offer.refresh()
 
     def _mark(self, faults: Faults) -> None:
         self.offer.set_faults(faults)

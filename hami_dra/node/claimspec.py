@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from hami_dra.cdi.migcaps import find_capability_nodes
 from hami_dra.cdi.nodes import read_node
 from hami_dra.cdi.spec import DeviceNode, Edits, Mount, render_spec
 from hami_dra.contract import names
@@ -50,8 +51,13 @@ def render_claim(
     *,
     preload: Path,
     inject_paths: Sequence[InjectPath],
+    procfs: Path,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return a claim's CDI specification and the host paths that it refers to."""
+    """Return a claim's CDI specification and the host paths that it refers to.
+
+    Raises:
+        RetryError: A MIG instance of the claim does not exist.
+    """
     nodes, injected = _inject(inject_paths)
     library = (
         Mount(record.library, names.CONTAINER_LIBVGPU),
@@ -70,13 +76,18 @@ def render_claim(
                         else ()
                     ),
                 ),
-                nodes=nodes,
+                nodes=(*nodes, *_find_nodes(device, procfs)),
                 environment=_NO_VENDOR_INJECTION,
             ),
         )
         for name, device in zip(name_devices(record.binding), record.binding.devices, strict=True)
     ]
-    paths = dict.fromkeys(path for _, edits in devices for path in edits.host_paths())
+    # Without the nodes of MIG instances: the runtime makes those by number, whether the host has
+    # them or not.
+    paths = dict.fromkeys(
+        [node.host_path for node in nodes]
+        + [mount.host_path for _, edits in devices for mount in edits.mounts]
+    )
     return render_spec(names.CDI_KIND_CLAIM, devices), list(paths)
 
 
@@ -90,6 +101,13 @@ def _inject(paths: Sequence[InjectPath]) -> tuple[tuple[DeviceNode, ...], tuple[
         else:
             mounts.append(Mount(str(path.host), path.container, read_only=path.read_only))
     return tuple(nodes), tuple(mounts)
+
+
+def _find_nodes(device: BoundDevice, procfs: Path) -> tuple[DeviceNode, ...]:
+    part = device.mig
+    if part is None or part.instance is None or part.part is None:
+        return ()
+    return find_capability_nodes(procfs, device.minor, part.instance, part.part)
 
 
 def _mount_share(

@@ -6,7 +6,7 @@ What is said here informs people only: taints keep claims away.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Final
 
 import grpc
@@ -15,6 +15,7 @@ from hami_dra._pb import dra_health_v1_pb2 as pb
 from hami_dra.kubeletplugin.socket import Handlers
 from hami_dra.policy.devices import GpuFacts, name_device
 from hami_dra.policy.health import Fault
+from hami_dra.policy.migdevices import MigDevice
 from hami_dra.service.clock import Clock
 
 VERSIONS: Final = ("v1.DRAResourceHealth", "v1alpha1.DRAResourceHealth")
@@ -37,7 +38,7 @@ class HealthStream:
         self._pool = pool
         self._clock = clock
         self._faults: Mapping[str, tuple[Fault, ...]] = {}
-        self._uuids: tuple[str, ...] = ()
+        self._devices: tuple[tuple[str, str], ...] = ()
         self._changed = asyncio.Event()
         self._closed = False
 
@@ -52,9 +53,12 @@ class HealthStream:
         }
         return dict.fromkeys(VERSIONS, handlers)
 
-    def set_cards(self, cards: tuple[GpuFacts, ...]) -> None:
-        """Report these cards from now on."""
-        self._uuids = tuple(gpu.uuid for gpu in cards)
+    def set_cards(self, cards: tuple[GpuFacts, ...], parts: Iterable[MigDevice] = ()) -> None:
+        """Report these cards from now on, and the parts of divided ones that exist."""
+        self._devices = (
+            *((name_device(gpu.uuid), gpu.uuid) for gpu in cards),
+            *((part.name, part.card.uuid) for part in parts),
+        )
         self._wake()
 
     def set_faults(self, faults: Mapping[str, tuple[Fault, ...]]) -> None:
@@ -86,10 +90,10 @@ class HealthStream:
     def _report(self) -> pb.NodeWatchResourcesResponse:
         now = int(self._clock.wall())
         report = pb.NodeWatchResourcesResponse()
-        for uuid in self._uuids:
+        for name, uuid in self._devices:
             faults = self._faults.get(uuid, ())
             report.devices.add(
-                device=pb.DeviceIdentifier(pool_name=self._pool, device_name=name_device(uuid)),
+                device=pb.DeviceIdentifier(pool_name=self._pool, device_name=name),
                 health=pb.HealthStatus.UNHEALTHY if faults else pb.HealthStatus.HEALTHY,
                 last_updated_time=now,
                 health_check_timeout_seconds=_TIMEOUT_SECONDS,

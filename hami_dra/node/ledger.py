@@ -24,7 +24,7 @@ from hami_dra import __version__
 from hami_dra.contract.errors import RetryError
 from hami_dra.node.ledgerfile import STEPS, DamageError, LedgerFile, is_damage, transaction
 from hami_dra.node.reserve import Reserve
-from hami_dra.policy.binding import Binding
+from hami_dra.policy.binding import Binding, exclude_each_other
 from hami_dra.policy.devices import CardCapacity
 
 _CODE: Final = 0xFF
@@ -32,6 +32,8 @@ _CODE: Final = 0xFF
 _FULL: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
 """What a full disk looks like: the index beside the log fails in other words than the log."""
 _NOTHING: Final = (-1, -1, -1, -1, -1)
+_PART: Final = b'"mig":{'
+"""What a record with a part of a card has in its text, and no other."""
 
 T = TypeVar("T")
 
@@ -147,6 +149,14 @@ class Ledger:
         """
         await self._run(_finish, uid, boot_id)
 
+    async def note(self, record: ClaimRecord) -> None:
+        """Replace the record of a claim that has begun: what was made for it meanwhile.
+
+        Raises:
+            RetryError: The ledger was lost since `begin`; begin again.
+        """
+        await self._run(_note, record)
+
     async def find(self, uid: str) -> ClaimRecord | None:
         """Return a claim's record."""
         found = await self._run(_select, "WHERE uid = ?", uid)
@@ -228,10 +238,26 @@ def _begin(
     with transaction(connection):
         held = _sum_shares(connection, uid)
         _put(connection, record)
-        for device, taken in sorted(_sum_shares(connection, uid).items()):
-            grown = any(map(gt, taken, held.get(device, _NOTHING)))
-            if grown and device in capacities:
-                _check_card(connection, uid, device, capacities[device])
+        grown = {
+            device
+            for device, taken in _sum_shares(connection, uid).items()
+            if any(map(gt, taken, held.get(device, _NOTHING)))
+        }
+        for device in sorted(grown & capacities.keys()):
+            _check_card(connection, uid, device, capacities[device])
+        if grown:
+            _check_parts(connection, record)
+
+
+def _note(connection: sqlite3.Connection, record: ClaimRecord) -> None:
+    uid = record.binding.claim_uid
+    with transaction(connection):
+        changed = connection.execute(
+            "UPDATE claims SET record = ?, writer = ? WHERE uid = ?",
+            (encode_record(record), __version__, uid),
+        )
+        if not changed.rowcount:
+            raise RetryError(f"the ledger lost claim {uid} while it was prepared")
 
 
 def _sum_shares(connection: sqlite3.Connection, uid: str) -> dict[str, tuple[int, ...]]:
@@ -338,6 +364,26 @@ def _check_card(
         "ending)",
         holders,
     )
+
+
+def _check_parts(connection: sqlite3.Connection, record: ClaimRecord) -> None:
+    """Refuse parts of a card that others have, and shares of a card that others divide."""
+    uid = record.binding.claim_uid
+    mine = [device for device in record.binding.devices if not device.admin]
+    divided = any(device.mig is not None for device in mine)
+    # Shares exclude parts only: on a node without any, no record is read.
+    others = _select(connection, "WHERE uid <> ? AND (? OR instr(record, ?))", uid, divided, _PART)
+    for other in others:
+        for rival in other.binding.devices:
+            found = next((each for each in mine if exclude_each_other(each, rival)), None)
+            if found is not None and not rival.admin:
+                holder = other.binding.claim_uid
+                raise CardTakenError(
+                    f"device {found.device} of claim {uid} and {rival.device} of claim {holder} "
+                    "cannot exist on one card together (a pod that was deleted by force may still "
+                    "be ending)",
+                    (holder,),
+                )
 
 
 def _check_record(uid: str, raw: bytes) -> ClaimRecord:

@@ -1,9 +1,10 @@
 """Prepare and Unprepare of one claim: verify, plan, write down, do, write down that it is done.
 
-Order of Prepare: intent in the ledger, record and directories, metadata and its CDI file, CDI file,
-"ready" in the ledger, answer. A crash after any of them leaves either an intent that nobody was
-told of, which the next start undoes, or a claim that the next Prepare finds and repairs. Order of
-Unprepare: CDI files (no container can start with them any more), directories, ledger.
+Order of Prepare: intent in the ledger, MIG instances, record and directories, metadata and its CDI
+file, CDI file, "ready" in the ledger, answer. A crash after any of them leaves either an intent
+that nobody was told of, which the next start undoes, or a claim that the next Prepare finds and
+repairs. Order of Unprepare: CDI files (no container can start with them any more), MIG instances,
+directories, ledger.
 """
 
 import asyncio
@@ -24,11 +25,13 @@ from hami_dra.kube.objects import CLAIMS
 from hami_dra.kubeletplugin.locks import ClaimLocks
 from hami_dra.kubeletplugin.service import ClaimRef, PreparedDevice
 from hami_dra.node.basedevices import BaseDevices
+from hami_dra.node.claimparts import ClaimParts, list_capacities
 from hami_dra.node.claimspec import name_devices, name_file, render_claim
 from hami_dra.node.copies import read_copy
 from hami_dra.node.ledger import CardTakenError, ClaimRecord, Ledger, encode_record
 from hami_dra.node.libfile import InstalledLibrary
 from hami_dra.node.metadata import MetadataFiles, name_metadata_ids
+from hami_dra.node.partitions import Partitions
 from hami_dra.node.settings import NodeSettings
 from hami_dra.node.sharedir import ShareDirectories
 from hami_dra.policy.binding import Binding, bind_claim
@@ -82,6 +85,7 @@ class ClaimFiles:
             self.directories,
             preload=self.installed.preload,
             inject_paths=self.settings.inject_paths,
+            procfs=self.settings.procfs,
         )
 
     def write_spec(self, record: ClaimRecord) -> bool:
@@ -104,9 +108,13 @@ class ClaimFiles:
             RetryError: It cannot be written at the moment.
         """
         uid = record.binding.claim_uid
-        raw = self.directories.read_record(uid)
-        if raw is None or read_copy(uid, raw) != record:
+        if self.read_copy(uid) != record:
             self.directories.write_record(uid, encode_record(record))
+
+    def read_copy(self, uid: str) -> ClaimRecord | None:
+        """Return the copy of a claim's row, if there is one that can be read."""
+        raw = self.directories.read_record(uid)
+        return None if raw is None else read_copy(uid, raw)
 
     def choose_library(self, known: ClaimRecord | None) -> str:
         """Return the library for a claim: the one its containers have already, if any."""
@@ -127,7 +135,9 @@ class Preparer:
         settings: The node's.
         executor: The one thread that touches `files`.
         locks: Whose lock of the claim the caller holds.
-        step: Called after each durable step with its name (`PREPARE_STEPS`, `UNPREPARE_STEPS`).
+        partitions: Makes the MIG instances of claims.
+        step: Called after each durable step with its name (`PREPARE_STEPS`, `UNPREPARE_STEPS`, and
+            for claims with MIG instances those of `partitions`).
     """
 
     def __init__(
@@ -141,6 +151,7 @@ class Preparer:
         settings: NodeSettings,
         executor: ThreadPoolExecutor,
         locks: ClaimLocks,
+        partitions: Partitions,
         step: Step = no_step,
     ) -> None:
         self._api = api
@@ -151,6 +162,7 @@ class Preparer:
         self._boot_id = boot_id
         self._settings = settings
         self._executor = executor
+        self._parts = ClaimParts(partitions, ledger, offers=offers, step=step)
         self._step = step
 
     async def prepare(self, claim: ClaimRef) -> tuple[PreparedDevice, ...]:
@@ -166,16 +178,18 @@ class Preparer:
             read_ms=round((loop.time() - began) * 1000, 1),  # of the call's time, the API server's
         )
         known = await self._ledger.find(claim.uid)
-        binding = self.bind(stored, known).binding
+        await self._parts.refresh()
+        binding = await self._parts.plan(self.bind(stored, known).binding, known)
         record = ClaimRecord(
             binding=binding,
             library=self._files.choose_library(known),
             boot_id=self._boot_id,
         )
         base_ids = await self._in_thread(self._resolve_all, binding, gpus)
-        capacities = {d.device: offers[d.device].capacity for d in binding.devices}
-        await self._begin(record, capacities)
+        await self._begin(record, list_capacities(binding, offers, self._parts.index()))
         self._step("ledger-intent")
+        record = await self._parts.create(record, known)
+        binding = record.binding
         await self._in_thread(self._files.write_copy, replace(record, ready=True))
         self._step("record")
         await self._in_thread(self._files.directories.ensure, binding)
@@ -251,7 +265,9 @@ class Preparer:
             UserError: See `bind_claim`.
             RetryError: See `bind_claim`.
         """
-        granted = bind_claim(claim, self._offers(), pool=self._settings.node_name)
+        granted = bind_claim(
+            claim, self._offers(), pool=self._settings.node_name, parts=self._parts.index()
+        )
         return settle_limits(granted, read_wish(claim), known.binding if known else None)
 
     async def change(self, record: ClaimRecord) -> None:
@@ -293,17 +309,26 @@ class Preparer:
         if known is not None:
             devices = [device.device for device in known.binding.devices]
             structlog.contextvars.bind_contextvars(devices=devices)
-        await self.forget(claim.uid)
+        await self._forget(claim.uid, known)
 
     async def forget(self, uid: str) -> None:
         """Remove everything that belongs to a claim. Idempotent; an unknown claim is no error."""
+        await self._forget(uid, await self._ledger.find(uid))
+
+    async def _forget(self, uid: str, known: ClaimRecord | None) -> None:
+        if known is None:
+            known = await self._in_thread(self._files.read_copy, uid)
         await self._in_thread(self._files.store.remove, name_file(uid))
         self._step("unprepare-cdi")
         await self._in_thread(self._files.metadata.remove_spec, uid)
         self._step("unprepare-metadata")
+        if known is not None:
+            await self._parts.destroy(known.binding)
         await self._in_thread(self._files.directories.remove, uid)
         self._step("unprepare-directories")
         await self._ledger.remove(uid)
+        if known is not None:
+            self._parts.disown(known.binding)
         self._step("unprepare-ledger")
 
     async def bury(self, uid: str) -> bool:

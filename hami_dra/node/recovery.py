@@ -28,6 +28,7 @@ from hami_dra.node.copies import read_copy
 from hami_dra.node.ledger import ClaimRecord, Ledger
 from hami_dra.node.libfile import remove_unused
 from hami_dra.node.metadata import METADATA_PREFIX
+from hami_dra.node.partitions import has_instances
 from hami_dra.node.preparer import ClaimFiles, Preparer
 
 _log = structlog.get_logger(__name__)
@@ -225,7 +226,7 @@ class Recovery:
             async with self._locks.try_hold(uid) as held:
                 # A claim that is worked on is being repaired, or removed.
                 record = await self._ledger.find(uid) if held else None
-                if record is None or not record.ready:
+                if record is None or not record.ready or self._is_outlived(record):
                     continue
                 try:
                     await self._in_thread(self._files.directories.sweep_temporaries, uid)
@@ -239,6 +240,10 @@ class Recovery:
                 repaired += 1
                 _log.info("repair.written", uid=uid, file=name_file(uid))
         return repaired
+
+    def _is_outlived(self, record: ClaimRecord) -> bool:
+        """Whether a claim's MIG instances ended with the last boot: others have their numbers."""
+        return record.boot_id != self._boot_id and has_instances(record.binding)
 
     async def repair_forever(self, interval_seconds: float) -> None:
         """Repair again and again until cancelled."""

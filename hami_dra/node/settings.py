@@ -59,6 +59,10 @@ class NodeSettings:
         host_driver_root: The same as the container runtime sees it; ``None``: the same path.
         sysfs: Where the kernel shows the PCI bus: NUMA node and root complex of each card. The
             kernel's own place; elsewhere only for simulated cards.
+        procfs: Where the kernel shows the rights to MIG instances. The kernel's own place;
+            elsewhere only for simulated cards.
+        mig_dynamic: Cards that this program divides into MIG instances as claims need them: UUIDs,
+            indices or "all"; none.
         libvgpu: The library that containers get; copied to `state_dir`, because containers of
             earlier versions keep using theirs.
         config: The configuration file (`contract.nodeconfig`), followed while the process runs;
@@ -95,6 +99,8 @@ class NodeSettings:
     driver_root: Path = Path("/")
     host_driver_root: Path | None = None
     sysfs: Path = Path("/sys")
+    procfs: Path = Path("/proc")
+    mig_dynamic: tuple[str, ...] = ()
     libvgpu: Path = Path(names.CONTAINER_LIBVGPU)
     config: Path | None = None
     split_count: int = 10

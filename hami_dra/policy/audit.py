@@ -39,13 +39,13 @@ class HeldClaim:
 
     def limit_mib(self, uuid: str) -> int:
         """Return what the claim may use of a card."""
-        return sum(d.memory_mib for d in self.binding.devices if d.uuid == uuid)
+        return sum(d.memory_mib for d in self.binding.devices if d.card == uuid)
 
     def first_ceiling_mib(self, uuid: str) -> int:
         """Return what it may have used before anybody looked."""
         if not self.changed:
             return self.limit_mib(uuid)
-        return sum(d.consumed_memory_mib for d in self.binding.devices if d.uuid == uuid)
+        return sum(d.consumed_memory_mib for d in self.binding.devices if d.card == uuid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ class Auditor:
                 pods = frozenset[Pod]().union(*(claim.pods for claim in group))
                 uids = frozenset(pod.uid for pod in pods)
                 claimed |= {(uuid, uid) for uid in uids}
-                devices = [d for c in group for d in c.binding.devices if d.uuid == uuid]
+                devices = [d for c in group for d in c.binding.devices if d.card == uuid]
                 if not pods or not all(_is_limited(device) for device in devices):
                     continue
                 mine = [use for use in uses if use.uuid == uuid and use.pod_uid in uids]
@@ -194,7 +194,7 @@ def _is_limited(device: BoundDevice) -> bool:
 def _by_card(held: Iterable[HeldClaim]) -> dict[str, list[HeldClaim]]:
     cards: dict[str, list[HeldClaim]] = {}
     for claim in held:
-        for uuid in dict.fromkeys(device.uuid for device in claim.binding.devices):
+        for uuid in dict.fromkeys(device.card for device in claim.binding.devices):
             cards.setdefault(uuid, []).append(claim)
     return cards
 

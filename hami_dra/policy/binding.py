@@ -13,9 +13,41 @@ from hami_dra.contract.claimconfig import CorePolicy, ShareConfig, decode_share_
 from hami_dra.contract.errors import RetryError, UserError
 from hami_dra.contract.quantity import MIB, parse_bytes, parse_quantity
 from hami_dra.policy.devices import CORES_PER_CARD, CardOffer
+from hami_dra.policy.mig import overlap
+from hami_dra.policy.migdevices import MigDevice, is_divided
 
 _RESULTS = "status.allocation.devices.results"
 _CONFIG = "status.allocation.devices.config"
+_NO_PARTS: Mapping[str, MigDevice] = {}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoundPart:
+    """The MIG instance behind a result.
+
+    Attributes:
+        card: UUID of the card.
+        profile: NVML's id of the profile.
+        start: First memory slice.
+        size: Memory slices.
+        dynamic: Whether this program makes and ends the instance.
+        boot_id: Boot in which it was made, or was about to be; instances do not outlive one.
+        instance: NVML's id of the GPU instance; ``None`` before it exists.
+        part: NVML's id of the compute instance; ``None`` before it exists.
+        uuid: ``MIG-…``, "" before it exists.
+        label: Attribute ``profile`` of the device.
+    """
+
+    card: str
+    profile: int
+    start: int
+    size: int
+    dynamic: bool = False
+    boot_id: str = ""
+    instance: int | None = None
+    part: int | None = None
+    uuid: str = ""
+    label: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +72,8 @@ class BoundDevice:
         core_policy: When compute is throttled; ``None`` for libvgpu's default.
         control_disabled: The limits are told, but not enforced.
         subrequest: "small" of "g/small"; "" where the request has no alternatives.
+        mig: What of the card it is, if the card is divided; `uuid` is then the device's and
+            `minor` the card's.
     """
 
     request: str
@@ -59,11 +93,17 @@ class BoundDevice:
     core_policy: CorePolicy | None = None
     control_disabled: bool = False
     subrequest: str = ""
+    mig: BoundPart | None = None
 
     @property
     def controlled(self) -> bool:
         """Whether the container gets a grant and libvgpu: a share, limited or not."""
         return not (self.exclusive or self.admin)
+
+    @property
+    def card(self) -> str:
+        """UUID of the card that it is, or is a part of."""
+        return self.uuid if self.mig is None else self.mig.card
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +134,13 @@ class Binding:
         return grouped
 
 
-def bind_claim(claim: Mapping[str, Any], offers: Mapping[str, CardOffer], *, pool: str) -> Binding:
+def bind_claim(
+    claim: Mapping[str, Any],
+    offers: Mapping[str, CardOffer],
+    *,
+    pool: str,
+    parts: Mapping[str, MigDevice] = _NO_PARTS,
+) -> Binding:
     """Understand an allocated claim.
 
     Args:
@@ -102,6 +148,7 @@ def bind_claim(claim: Mapping[str, Any], offers: Mapping[str, CardOffer], *, poo
         offers: This node's cards by device name, as they are offered now. Hidden ones count too:
             they may have been allocated before they were hidden.
         pool: This node's pool.
+        parts: Devices of this node's divided cards by name.
 
     Raises:
         UserError: The claim can never be prepared here; names the claim and the field.
@@ -115,7 +162,9 @@ def bind_claim(claim: Mapping[str, Any], offers: Mapping[str, CardOffer], *, poo
     devices = allocation.get("devices") or {}
     try:
         bound = tuple(
-            _bind_result(result, f"{_RESULTS}[{index}]", devices.get("config") or [], offers)
+            _bind_part(result, parts[str(result.get("device"))])
+            if result.get("device") in parts
+            else _bind_result(result, f"{_RESULTS}[{index}]", devices.get("config") or [], offers)
             for index, result in _own_results(devices.get("results") or [], pool)
         )
     except UserError as error:
@@ -132,6 +181,22 @@ def bind_claim(claim: Mapping[str, Any], offers: Mapping[str, CardOffer], *, poo
         devices=bound,
         pod_claim=str((metadata.get("annotations") or {}).get(names.ANNOTATION_POD_CLAIM) or ""),
     )
+
+
+def exclude_each_other(one: BoundDevice, other: BoundDevice) -> bool:
+    """Whether two devices of different claims cannot exist on one card at the same time.
+
+    Shares of one card can, as far as this goes; parts that overlap cannot, nor a share and a part.
+    """
+    if one.mig is None and other.mig is None:
+        return False
+    if one.card != other.card:
+        return False
+    if one.mig is None or other.mig is None:
+        return True
+    if one.device == other.device or not (one.mig.dynamic or other.mig.dynamic):
+        return False  # the sums of the device say it, and what exists does not overlap
+    return overlap(one.mig.start, one.mig.size, other.mig.start, other.mig.size)
 
 
 def _locate(error: UserError, label: str) -> UserError:
@@ -165,6 +230,12 @@ def _bind_result(
             "card back, or delete the pod so that its claim is allocated anew"
         )
     gpu, whole = offer.gpu, offer.capacity
+    if is_divided(gpu):
+        raise RetryError(
+            f"{field}.device: card {device} is in MIG mode now and cannot be used as a whole; end "
+            "its instances and switch it back (nvidia-smi -mig 0), or delete the pod so that its "
+            "claim is allocated anew"
+        )
     config, config_field, source = _find_config(configs, request)
     admin = bool(result.get("adminAccess"))
     share_id = result.get("shareID")
@@ -208,6 +279,40 @@ def _bind_result(
         priority=config.priority if config else None,
         core_policy=config.core_policy if config else None,
         control_disabled=config.disable_control if config else False,
+    )
+
+
+def _bind_part(result: Mapping[str, Any], device: MigDevice) -> BoundDevice:
+    """A part is taken whole, and the card itself keeps it apart: no grant, no library."""
+    admin = bool(result.get("adminAccess"))
+    request, _, subrequest = str(result.get("request", "")).partition("/")
+    return BoundDevice(
+        request=request,
+        subrequest=subrequest,
+        pool=str(result["pool"]),
+        device=device.name,
+        uuid=device.uuid,
+        minor=device.card.minor,
+        share_id=None,
+        memory_mib=0,
+        cores_percent=0,
+        consumed_memory_mib=0 if admin else device.profile.memory_mib,
+        consumed_cores=0 if admin else device.cores,
+        consumed_slots=0 if admin else 1,
+        exclusive=not admin,
+        admin=admin,
+        mig=BoundPart(
+            card=device.card.uuid,
+            profile=device.profile.number,
+            start=device.start,
+            size=device.profile.size,
+            # Who only looks makes nothing, and so ends nothing.
+            dynamic=device.dynamic and not admin,
+            instance=device.instance,
+            part=device.part,
+            uuid="" if device.dynamic else device.uuid,
+            label=device.label,
+        ),
     )
 
 

@@ -94,6 +94,8 @@ def name_backend(device: BoundDevice) -> str:
     """Return who holds a device to its limits."""
     if device.admin:
         return "none (admin access)"
+    if device.mig is not None:
+        return "mig"
     if device.exclusive:
         return "none (whole card)"
     return "none (disabled by the claim)" if device.control_disabled else "libvgpu"
@@ -106,10 +108,10 @@ def _key(entry: Mapping[str, Any]) -> tuple[Any, ...]:
 def _list_conditions(device: BoundDevice, situation: Situation) -> list[dict[str, str]]:
     conditions = [
         _condition(
-            READY, "CardLost", f"the driver does not describe card {device.uuid}", holds=False
+            READY, "CardLost", f"the driver does not describe card {device.card}", holds=False
         )
-        if device.uuid in situation.lost
-        else _condition(READY, "Prepared", f"card {device.uuid} is prepared"),
+        if device.card in situation.lost
+        else _condition(READY, "Prepared", f"{_name(device)} is prepared"),
         _say_enforced(device),
     ]
     refused = situation.settled.refused
@@ -125,6 +127,10 @@ def _list_conditions(device: BoundDevice, situation: Situation) -> list[dict[str
 def _say_enforced(device: BoundDevice) -> dict[str, str]:
     if device.admin:
         return _condition(ENFORCED, "AdminAccess", "admin access has no limits", holds=False)
+    if device.mig is not None:
+        return _condition(
+            ENFORCED, "Mig", f"card {device.card} keeps its MIG instance apart from all others"
+        )
     if device.exclusive:
         return _condition(ENFORCED, "WholeCard", "the claim has the whole card", holds=False)
     if device.control_disabled:
@@ -140,11 +146,24 @@ def _memory(device: BoundDevice) -> int:
     return device.memory_mib or device.consumed_memory_mib
 
 
+def _name(device: BoundDevice) -> str:
+    if device.mig is None:
+        return f"card {device.uuid}"
+    return f"{device.mig.label} of card {device.card}"
+
+
 def _describe_data(device: BoundDevice, limits: str | None) -> dict[str, Any]:
     data: dict[str, Any] = {"uuid": device.uuid, "backend": name_backend(device)}
     if not device.admin:
         data["memoryMiB"] = _memory(device)
         data["coresPercent"] = device.cores_percent
+    if device.mig is not None:
+        data |= {
+            "uuid": device.mig.uuid or device.uuid,
+            "parentUUID": device.card,
+            "profile": device.mig.label,
+            "coresPercent": device.consumed_cores,
+        }
     if limits is not None:
         data[LIMITS_SEEN] = digest_limits(limits)
     return data

@@ -13,7 +13,7 @@ import msgspec
 
 from hami_dra.contract import names
 from hami_dra.policy.binding import Binding, BoundDevice
-from hami_dra.policy.devices import GpuFacts, describe_device
+from hami_dra.policy.devices import GpuFacts, describe_device, name_device
 
 VERSIONS: Final = (
     "metadata.resource.k8s.io/v1beta1",
@@ -99,16 +99,25 @@ def name_container_path(binding: Binding, request: str) -> str:
 
 
 def _describe(device: BoundDevice, gpus: Mapping[str, GpuFacts]) -> dict[str, Any]:
-    gpu = gpus.get(device.device)
+    gpu = gpus.get(name_device(device.mig.card) if device.mig else device.device)
     attributes: dict[str, Any] = (
         describe_device(gpu, split_count=1)["attributes"]
         if gpu is not None
         else {names.ATTR_UUID: {"string": device.uuid}}
     )
+    cores = device.cores_percent
+    if device.mig is not None:
+        cores = device.consumed_cores
+        attributes |= {
+            names.ATTR_TYPE: {"string": names.DEVICE_TYPE_MIG},
+            names.ATTR_UUID: {"string": device.mig.uuid or device.uuid},
+            names.ATTR_PROFILE: {"string": device.mig.label},
+            names.ATTR_PARENT_UUID: {"string": device.card},
+        }
     if not device.admin:
         memory_mib = device.memory_mib or device.consumed_memory_mib
         attributes[ATTR_MEMORY] = {"int": memory_mib}
-        attributes[ATTR_CORES] = {"int": device.cores_percent}
+        attributes[ATTR_CORES] = {"int": cores}
     if device.share_id is not None:
         attributes[ATTR_SHARE] = {"string": device.share_id}
     return {

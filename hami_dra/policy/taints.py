@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from hami_dra.contract.healthconfig import Effect
-from hami_dra.contract.names import ANNOTATION_DEVICE_CORDON
+from hami_dra.contract.names import ANNOTATION_DEVICE_CORDON, TAINT_DIVIDING
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -28,6 +28,9 @@ class Taint:
 
 CORDONED: Final = Taint(ANNOTATION_DEVICE_CORDON, "cordoned")
 """A person keeps new claims off the card."""
+
+DIVIDING: Final = Taint(TAINT_DIVIDING, "waiting")
+"""The card is to be divided as soon as nobody has a share of it."""
 
 
 def describe_taints(taints: Iterable[Taint]) -> list[dict[str, Any]]:

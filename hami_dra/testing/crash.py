@@ -11,18 +11,26 @@ import os
 import signal
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Final
 
 import click
 
 from hami_dra.cli.node import node
+from hami_dra.node.partitions import MIG_PREPARE_STEPS, MIG_UNPREPARE_STEPS
 from hami_dra.node.preparer import CHANGE_STEPS, PREPARE_STEPS, UNPREPARE_STEPS
 from hami_dra.testing.crashpoints import Point, watch_points
 
+_STEPS: Final = (
+    *PREPARE_STEPS,
+    *MIG_PREPARE_STEPS,
+    *UNPREPARE_STEPS,
+    *MIG_UNPREPARE_STEPS,
+    *CHANGE_STEPS,
+)
+
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option(
-    "--at", type=click.Choice(PREPARE_STEPS + UNPREPARE_STEPS + CHANGE_STEPS), help="After a step."
-)
+@click.option("--at", type=click.Choice(_STEPS), help="After a step.")
 @click.option(
     "--before", type=click.IntRange(min=0), help="Before a point, 0 being the first claim's GET."
 )

@@ -170,6 +170,7 @@ def test_any_claims_can_be_injected_together(
                 record,
                 directories,
                 preload=Path("/state/lib/ld.so.preload"),
+                procfs=Path("/proc"),
                 inject_paths=[
                     InjectPath(Path(host), inside, read_only=read_only)
                     for host, inside, read_only in injected

@@ -76,12 +76,11 @@ def render_objects(
 ) -> Iterator[tuple[Resource, dict[str, Any]]]:
     """Yield every object as it is to be applied, in that order.
 
-    The class comes first: a pod admitted before it exists would wait for it.
+    The classes come first: a pod admitted before they exist would wait for them.
     """
     namespaces: dict[str, Any] = {}
     fillings = _list_fillings(admission)
-    if "nvidia" in admission.dialects:
-        yield DEVICE_CLASSES, _load("deviceclass-mig.yaml")
+    yield DEVICE_CLASSES, _load("deviceclass-mig.yaml")
     for resource, file in _OBJECTS:
         body = _load(file)
         if resource is DEVICE_CLASSES and admission.native_whole_cards:

@@ -35,7 +35,7 @@ class _OldApi(Api):
 
 
 def _webhooks(address: WebhookAddress = _URL) -> tuple[dict[str, Any], dict[str, Any]]:
-    _, (_, pods), (_, claims) = render_objects(address, b"CA")
+    _, _, (_, pods), (_, claims) = render_objects(address, b"CA")
     return pods["webhooks"][0], claims["webhooks"][0]
 
 
@@ -44,8 +44,8 @@ async def test_everything_is_applied_and_again_without_harm(tmp_path: Path) -> N
     async with FakeCluster() as cluster:
         for _ in range(2):
             await bootstrap(settings, cluster.api(), SystemClock())
-        (device_class,) = cluster.objects(DEVICE_CLASSES)
-        assert device_class["metadata"]["name"] == names.DEVICE_CLASS
+        classes = {item["metadata"]["name"] for item in cluster.objects(DEVICE_CLASSES)}
+        assert classes == {names.DEVICE_CLASS, names.DEVICE_CLASS_MIG}
         (pods,) = cluster.objects(MUTATING_WEBHOOKS)
         config = pods["webhooks"][0]["clientConfig"]
         assert base64.b64decode(config["caBundle"]) == (tmp_path / "ca.crt").read_bytes()
@@ -98,7 +98,7 @@ def test_an_address_that_the_api_server_would_refuse(url: str) -> None:
 
 
 def test_the_manifests_say_what_the_code_says() -> None:
-    (_, device_class), *_ = render_objects(_URL, b"")
+    _, (_, device_class), *_ = render_objects(_URL, b"")
     expression = device_class["spec"]["selectors"][0]["cel"]["expression"]
     assert expression.startswith(f'device.driver == "{names.DRIVER_NAME}" && ')
     assert f'"{names.DEVICE_TYPE}"' in expression
@@ -118,7 +118,7 @@ def test_the_manifests_say_what_the_code_says() -> None:
 
 
 def test_the_conditions_say_what_the_code_says() -> None:
-    _, (_, mutating), (_, validating) = render_objects(_URL, b"")
+    _, _, (_, mutating), (_, validating) = render_objects(_URL, b"")
     (pods,) = mutating["webhooks"]
     claims, charges = validating["webhooks"]
     assert charges["clientConfig"]["url"] == f"https://127.0.0.1:8443{PATH_CHARGES}"
@@ -148,17 +148,17 @@ def test_renamed_resources_reach_the_webhook(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("nvidia: {resourceCountName: hami.io/gpu}")
     result = CliRunner().invoke(controller, ["manifests", "--config", str(config)])
-    _, pods, _ = yaml.safe_load_all(result.output)
+    _, _, pods, _ = yaml.safe_load_all(result.output)
     condition = pods["webhooks"][0]["matchConditions"][0]["expression"]
     assert condition.count('k in ["hami.io/gpu", "nvidia.com/gpumem", ') == 2
     admission = decode_settings({"nvidia": {"resourceCountName": "hami.io/gpu"}})
-    _, (_, body), _ = render_objects(WebhookAddress(), b"", admission)
+    _, _, (_, body), _ = render_objects(WebhookAddress(), b"", admission)
     assert body == pods
 
 
 def test_the_words_of_other_dialects_reach_the_webhook_when_they_are_on() -> None:
     admission = decode_settings({"dialects": ["hami", "volcano"]})
-    _, (_, body), _ = render_objects(WebhookAddress(), b"", admission)
+    _, _, (_, body), _ = render_objects(WebhookAddress(), b"", admission)
     condition = body["webhooks"][0]["matchConditions"][0]["expression"]
     assert '"nvidia.com/gpu", ' in condition
     assert '"volcano.sh/vgpu-number"' in condition
@@ -179,14 +179,14 @@ def test_names_with_a_variable_end_reach_the_webhook_and_their_class_exists() ->
 
 def test_pods_with_whole_cards_only_do_not_reach_the_webhook_where_the_scheduler_has_them() -> None:
     admission = decode_settings({"nativeWholeCards": True})
-    (_, cards), (_, body), _ = render_objects(WebhookAddress(), b"", admission)
+    _, (_, cards), (_, body), _ = render_objects(WebhookAddress(), b"", admission)
     assert cards["spec"]["extendedResourceName"] == "nvidia.com/gpu"
     condition = body["webhooks"][0]["matchConditions"][0]["expression"]
     assert 'k in ["nvidia.com/gpumem", ' in condition
     assert '"nvidia.com/gpu" in c.resources.limits' in condition
     assert '"nvidia.com/use-gputype"' in condition
     assert 'object.spec.schedulerName in ["hami-scheduler"]' in condition
-    (_, usual), *_ = render_objects(WebhookAddress(), b"")
+    _, (_, usual), *_ = render_objects(WebhookAddress(), b"")
     assert "extendedResourceName" not in usual["spec"]
 
 
@@ -195,7 +195,11 @@ async def test_a_cluster_that_cannot_leave_whole_cards_to_the_scheduler(tmp_path
     settings = Settings(certificate_dir=tmp_path, address=_URL, admission=admission)
     async with FakeCluster() as cluster:
         await bootstrap(settings, cluster.api(), SystemClock())
-        (stored,) = cluster.objects(DEVICE_CLASSES)
+        stored = next(
+            item
+            for item in cluster.objects(DEVICE_CLASSES)
+            if item["metadata"]["name"] == names.DEVICE_CLASS
+        )
         assert stored["spec"]["extendedResourceName"] == "nvidia.com/gpu"
         with pytest.raises(FatalError, match=r"nativeWholeCards needs Kubernetes 1\.36"):
             await bootstrap(settings, _OldApi(cluster.api().session), SystemClock())
@@ -203,7 +207,7 @@ async def test_a_cluster_that_cannot_leave_whole_cards_to_the_scheduler(tmp_path
 
 def test_vgpu_manager_label_keeps_pods_away_where_its_words_are_understood() -> None:
     admission = decode_settings({"dialects": ["vgpu-manager"]})
-    _, (_, body), _ = render_objects(WebhookAddress(), b"", admission)
+    _, _, (_, body), _ = render_objects(WebhookAddress(), b"", admission)
     (pods,) = body["webhooks"]
     of_pods = pods["objectSelector"]["matchExpressions"]
     assert {term["key"]: term["values"] for term in of_pods} == {
@@ -215,7 +219,7 @@ def test_vgpu_manager_label_keeps_pods_away_where_its_words_are_understood() -> 
 
 def test_other_pods_are_seen_only_to_hide_cards_and_never_kept_out() -> None:
     admission = decode_settings({"nvidia": {"overwriteEnv": True}})
-    _, (_, body), _ = render_objects(WebhookAddress(), b"", admission)
+    _, _, (_, body), _ = render_objects(WebhookAddress(), b"", admission)
     pods, others = body["webhooks"]
     assert others["name"] == "other-pods.gpu.project-hami.io"
     assert (pods["failurePolicy"], others["failurePolicy"]) == ("Fail", "Ignore")
@@ -228,6 +232,7 @@ def test_other_pods_are_seen_only_to_hide_cards_and_never_kept_out() -> None:
 def test_the_command_prints_them() -> None:
     result = CliRunner().invoke(controller, ["manifests"])
     assert [body["kind"] for body in yaml.safe_load_all(result.output)] == [
+        "DeviceClass",
         "DeviceClass",
         "MutatingWebhookConfiguration",
         "ValidatingWebhookConfiguration",
@@ -252,6 +257,6 @@ def test_pods_of_excluded_namespaces_never_wait_for_the_webhook() -> None:
     }
     assert pods["objectSelector"]["matchExpressions"] == expressions[:-1]
     admission = decode_settings({"excludedNamespaces": []})
-    (_, (_, everywhere), _) = render_objects(_URL, b"CA", admission)
+    (_, _, (_, everywhere), _) = render_objects(_URL, b"CA", admission)
     selector = everywhere["webhooks"][0]["namespaceSelector"]
     assert selector["matchExpressions"] == expressions[:-1]

@@ -7,24 +7,35 @@ does, and after a reboot for everything that it has pods for.
 
 import random
 import shutil
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hami_dra.contract.errors import HamiDraError
 from hami_dra.kube.objects import CLAIMS
-from hami_dra.node.ledger import CardTakenError
+from hami_dra.node.ledger import CardTakenError, ClaimRecord
 from hami_dra.policy.devices import name_device
+from hami_dra.policy.migdevices import name_placement
 from hami_dra.testing.crashpoints import Point, watch_points
 from hami_dra.testing.fakecluster import FakeCluster
 from hami_dra.testing.fakegpus import make_gpu
+from tests.unit.node.dividedcard import OTHERS, DividedCard, make_part
 from tests.unit.node.rig import Rig, make_claim, make_share, put_claim, refer, start_rig
 
 if TYPE_CHECKING:
     from hami_dra.kubeletplugin.service import ClaimRef
 
 CARDS: Final = 3
+"""Shared ones; the next one is divided."""
+DIVIDED: Final = make_gpu(CARDS)
+PLACEMENTS: Final = (
+    *(("1g.5gb", start, 1) for start in range(4, 7)),
+    ("2g.10gb", 4, 2),
+    ("3g.20gb", 4, 4),
+)
+"""Profile, first slice, number of slices. The rest of the card is somebody else's."""
 MEMORY_MIB: Final = 40960
 SLOTS: Final = 10
 
@@ -71,6 +82,8 @@ class Node:
         self._fuse = Fuse()
         self._life = AsyncExitStack()
         self._rig: Rig | None = None
+        self._card = DividedCard(base, DIVIDED)
+        self._card.put(DIVIDED.uuid, OTHERS)
 
     # --- lives
 
@@ -82,12 +95,21 @@ class Node:
         try:
             roots = (self._base / "state", self._base / "cdi")
             self._life.enter_context(watch_points(self._fuse, *roots))
-            rig = start_rig(self._base, self._cluster, boot_id=f"boot-{self._boot}")
+            rig = start_rig(
+                self._base,
+                self._cluster,
+                boot_id=f"boot-{self._boot}",
+                control=self._card,
+                mig_dynamic=(DIVIDED.uuid,),
+                procfs=self._card.procfs,
+            )
             self._rig = await self._life.enter_async_context(rig)
             for number in range(CARDS):
                 gpu = make_gpu(number, memory_mib=MEMORY_MIB)
                 self._rig.gpus[name_device(gpu.uuid)] = gpu
+            self._card.show_to(self._rig, read_at=time.monotonic())
             await self._rig.recovery.start()
+            await self._rig.partitions.refresh()
         except PowerCut:
             await self.start()
         self._fuse.left = None
@@ -106,6 +128,8 @@ class Node:
         await self.end()
         self._boot += 1
         shutil.rmtree(self._base / "cdi", ignore_errors=True)
+        self._card.reboot()
+        self._card.put(DIVIDED.uuid, OTHERS)
         self.answered.clear()
         await self.start(may_fail=self._chance.random() < 0.3)
         for uid in list(self.known):
@@ -127,6 +151,8 @@ class Node:
             self._allocate(number, share)
             for share, number in enumerate(self._chance.choices(range(CARDS), k=self._size()))
         ]
+        if self._chance.random() < 0.3:
+            results = [self._place(), *results[: self._chance.randrange(2)]]
         claim = make_claim(name, *results)
         uid = refer(claim).uid
         if not self._fits([*self._claims.values(), claim]):
@@ -134,6 +160,10 @@ class Node:
         self.known[uid] = await put_claim(self._cluster, claim)
         self._claims[uid] = claim
         await self.prepare(uid)
+
+    def _place(self) -> dict[str, Any]:
+        profile, start, _ = self._chance.choice(PLACEMENTS)
+        return make_part(profile, start, gpu=DIVIDED, request="m")
 
     def _size(self) -> int:
         return self._chance.choice((1, 1, 2, 3))
@@ -162,6 +192,15 @@ class Node:
             for result in claim["status"]["allocation"]["devices"]["results"]
             if not result.get("adminAccess")
         ]
+        slices = [
+            at
+            for profile, start, size in PLACEMENTS
+            for result in results
+            if result["device"] == name_placement(DIVIDED.uuid, profile, start)
+            for at in range(start, start + size)
+        ]
+        if len(slices) != len(set(slices)):
+            return False
         for device in {result["device"] for result in results}:
             mine = [result for result in results if result["device"] == device]
             if len(mine) > 1 and any("shareID" not in result for result in mine):
@@ -268,10 +307,31 @@ class Node:
         roots = (self._base / "state", self._base / "cdi")
         assert [path for root in roots for path in root.rglob("*.tmp")] == []
         self._check_sums([record.binding.devices for record in records.values()])
+        self._check_instances(records)
         for uid in self.answered:
             for request, devices in records[uid].binding.requests.items():
                 path = self.rig.files.directories.grant_path(uid, request)
                 assert path.exists() == any(device.controlled for device in devices)
+
+    def _check_instances(self, records: Mapping[str, ClaimRecord]) -> None:
+        """Compare what exists on the divided card with what was answered, and with its owners."""
+        present = self._card.cards[DIVIDED.uuid]
+        assert present[0] == OTHERS
+        places = {(each.start, each.size) for each in present[1:]}
+        held = {
+            uid: {(d.mig.start, d.mig.size) for d in record.binding.devices if d.mig is not None}
+            for uid, record in records.items()
+        }
+        assert len(places) == len(present) - 1
+        assert places <= {place for owned in held.values() for place in owned}, "without owner"
+        assert {place for uid in self.answered for place in held[uid]} <= places
+        uuids = {
+            device.mig.uuid
+            for uid in self.answered
+            for device in records[uid].binding.devices
+            if device.mig is not None
+        }
+        assert uuids <= {part.uuid for each in present for part in each.parts}
 
     def _check_sums(self, bindings: list[Any]) -> None:
         for number in range(CARDS):
@@ -295,6 +355,7 @@ class Node:
         assert await self.rig.ledger.records() == []
         assert self.rig.claim_files() == []
         assert self.rig.claim_directories() == []
+        assert self._card.cards[DIVIDED.uuid] == (OTHERS,)
         state = self._base / "state"
         await self.check()
         assert len(list(state.glob("ledger-*.db"))) == 1

@@ -15,6 +15,7 @@ from hami_dra.cdi.driverroot import DriverRoot
 from hami_dra.cdi.hostspecs import HostSpecs
 from hami_dra.cdi.store import CdiStore
 from hami_dra.contract.names import DRIVER_NAME
+from hami_dra.gpu.mig import InstanceControl
 from hami_dra.kube.objects import CLAIMS
 from hami_dra.kubeletplugin.locks import ClaimLocks
 from hami_dra.kubeletplugin.service import ClaimRef
@@ -23,13 +24,16 @@ from hami_dra.node.claimspec import FILE_PREFIX
 from hami_dra.node.copies import read_copies
 from hami_dra.node.ledger import Ledger
 from hami_dra.node.libfile import install_library
+from hami_dra.node.partitions import Partitions
 from hami_dra.node.preparer import ClaimFiles, Preparer, Step, no_step
 from hami_dra.node.recovery import Recovery
 from hami_dra.node.settings import NodeSettings
 from hami_dra.node.sharedir import ShareDirectories
 from hami_dra.policy.devices import GpuFacts, name_device, offer_whole
+from hami_dra.service.clock import SystemClock
 from hami_dra.testing.fakecluster import FakeCluster
 from hami_dra.testing.fakegpus import make_gpu
+from hami_dra.testing.fakemig import FakeInstances
 from tests.unit.cdi.driverroots import ELF_LIBRARY
 
 NODE = "node-1"
@@ -112,6 +116,7 @@ class Rig:
     locks: ClaimLocks
     gpus: dict[str, GpuFacts]
     cdi_state: list[str | None]
+    partitions: Partitions
 
     def cdi_files(self) -> dict[str, Any]:
         """Return the CDI files by name."""
@@ -137,9 +142,19 @@ async def start_rig(
     *,
     step: Step = no_step,
     boot_id: str = "boot-1",
+    control: InstanceControl | None = None,
     **changes: Any,
 ) -> AsyncIterator[Rig]:
-    """Open a node's rooms on a directory; opening it twice in turn is a restart."""
+    """Open a node's rooms on a directory; opening it twice in turn is a restart.
+
+    Args:
+        base: The directory.
+        cluster: The API server.
+        step: See `Preparer`.
+        boot_id: Another one is a reboot.
+        control: Divides cards; `NodeSettings.mig_dynamic` says which.
+        changes: Settings.
+    """
     settings = make_settings(base, **changes)
     executor = ThreadPoolExecutor(max_workers=1)
     store = CdiStore(settings.cdi_dir, prefix=FILE_PREFIX)
@@ -158,6 +173,13 @@ async def start_rig(
     )
     gpus = {name_device(gpu.uuid): gpu for gpu in (make_gpu(0), make_gpu(1, memory_mib=16384))}
     locks = ClaimLocks(settings.state_dir / "claims.lock")
+    partitions = Partitions(
+        control or FakeInstances(),
+        ledger,
+        chosen=lambda: settings.mig_dynamic,
+        boot_id=boot_id,
+        clock=SystemClock(),
+    )
     preparer = Preparer(
         api=cluster.api(),
         ledger=ledger,
@@ -167,6 +189,7 @@ async def start_rig(
         settings=settings,
         executor=executor,
         locks=locks,
+        partitions=partitions,
         step=step,
     )
     cdi_state: list[str | None] = []
@@ -181,7 +204,9 @@ async def start_rig(
         on_state=lambda _: None,
     )
     try:
-        yield Rig(settings, cluster, ledger, files, preparer, recovery, locks, gpus, cdi_state)
+        yield Rig(
+            settings, cluster, ledger, files, preparer, recovery, locks, gpus, cdi_state, partitions
+        )
     finally:
         await ledger.close()
         executor.shutdown()

@@ -157,7 +157,7 @@ def _taints(published: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 def test_causes_add_up_on_a_card_and_end_alone() -> None:
     published: list[list[dict[str, Any]]] = []
-    offer = Offer(published.append, rules=CardRules())
+    offer = Offer(lambda devices, _: published.append(devices), rules=CardRules())
     offer.set_cordoned({SECOND.uuid, "GPU-elsewhere"})
     assert published == []
     offer.set_cards((FIRST, SECOND), ())

@@ -15,6 +15,7 @@ from typing import Any
 
 from hami_dra.testing.crashpoints import Point, watch_points
 from hami_dra.testing.fakecluster import FakeCluster
+from tests.unit.node.dividedcard import DividedCard, make_part
 from tests.unit.node.rig import Rig, make_claim, make_share, put_claim, start_rig
 
 DURABLE = ("open T", "chmod T", "fsync T", "rename F", "fsync D")
@@ -70,6 +71,17 @@ PREPARE = [
     "sql BEGIN IMMEDIATE",
     "sql UPDATE claims",
     "sql COMMIT",
+]
+MAKE_INSTANCE = [
+    "nvml nvmlDeviceCreateGpuInstanceWithPlacement",
+    "nvml nvmlGpuInstanceCreateComputeInstance",
+    "sql BEGIN IMMEDIATE",
+    "sql UPDATE claims",
+    "sql COMMIT",
+]
+END_INSTANCE = [
+    "nvml nvmlComputeInstanceDestroy",
+    "nvml nvmlGpuInstanceDestroy",
 ]
 UNPREPARE = [
     "unlink cdi/claim-UID.json",
@@ -135,11 +147,13 @@ class Recorder:
 
 
 @asynccontextmanager
-async def start_recorded(base: Path, cluster: FakeCluster) -> AsyncIterator[tuple[Rig, Recorder]]:
+async def start_recorded(
+    base: Path, cluster: FakeCluster, **options: Any
+) -> AsyncIterator[tuple[Rig, Recorder]]:
     recorder = Recorder(base)
     # Around everything: a connection made before would not be watched.
     with watch_points(recorder, base / "state", base / "cdi"):
-        async with start_rig(base, cluster) as rig:
+        async with start_rig(base, cluster, **options) as rig:
             yield rig, recorder
 
 
@@ -171,6 +185,37 @@ async def test_nothing_changes_but_at_a_point_and_these_are_all(
             assert sorted(names) == sorted(expected)
             if work == rig.preparer.prepare:
                 assert names == expected
+
+
+async def test_an_instance_is_made_between_intent_and_record(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    card = DividedCard(tmp_path)
+    ref = await put_claim(cluster, make_claim("job", make_part()))
+    options: dict[str, Any] = {"control": card, "mig_dynamic": ("0",), "procfs": card.procfs}
+    async with start_recorded(tmp_path, cluster, **options) as (rig, recorder):
+        card.show_to(rig)
+        for work in (rig.preparer.prepare, rig.preparer.prepare, rig.preparer.unprepare):
+            recorder.restart()
+            await work(ref)
+            recorder.settle()
+
+            assert [path for path in recorder.unannounced if not path.startswith("proc/")] == []
+            names = recorder.names()
+            nvml = [name for name in names if name.startswith("nvml")]
+            if work == rig.preparer.unprepare:
+                assert nvml == END_INSTANCE
+                first = names.index(nvml[0])
+                assert all("cdi" in name for name in names[:first])
+                assert names[-3:] == UNPREPARE[-3:]
+            elif nvml:
+                first = names.index(nvml[0])
+                assert names[first - 5 : first] == INTENT
+                assert names[first : first + 5] == MAKE_INSTANCE
+                assert not any("record" in name for name in names[:first])
+            else:
+                assert "sql UPDATE claims" not in names[:-2], "what is recorded stays"
+    assert card.places == []
 
 
 async def test_a_limit_that_changes_is_written_at_points_too(

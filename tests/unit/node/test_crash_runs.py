@@ -25,7 +25,7 @@ async def test_the_node_recovers_from_a_power_cut_anywhere(
     for seed in range(part, RUNS, PARTS):
         base = memory_path / f"run-{seed}"
         base.mkdir()
-        make_driver_root(base / "driver", *range(CARDS))
+        make_driver_root(base / "driver", *range(CARDS + 1))
         (base / "libvgpu.so").write_bytes(b"\x7fELF library")
         try:
             cuts = await live(base, cluster, seed)
@@ -38,4 +38,4 @@ async def test_the_node_recovers_from_a_power_cut_anywhere(
     print(f"{verbs.total()} cuts in {runs} runs: {dict(verbs)}")  # noqa: T201 - for people
     # Not laws, but runs that cut nothing would prove nothing.
     assert verbs.total() > runs
-    assert {"api", "sql", "open", "rename", "mkdir", "unlink", "fsync"} <= set(verbs)
+    assert {"api", "sql", "open", "rename", "mkdir", "unlink", "fsync", "nvml"} <= set(verbs)

@@ -12,9 +12,11 @@ from hami_dra.kubeletplugin.socket import open_server
 from hami_dra.node.healthstream import HealthStream
 from hami_dra.policy.devices import name_device
 from hami_dra.policy.health import find_lost
+from hami_dra.policy.migdevices import list_mig_devices
 from hami_dra.service.clock import ManualClock
 from hami_dra.testing.fakegpus import make_gpu
 from hami_dra.testing.fakekubelet import FakeKubelet
+from hami_dra.testing.fakemig import divide
 
 LOST = find_lost(HealthConfig())
 CARDS = (make_gpu(0), make_gpu(1))
@@ -66,3 +68,14 @@ async def test_closing_ends_the_streams_so_that_nobody_waits(base: Path) -> None
         assert await anext(reports) == {}
         stream.close()
         assert [report async for report in reports] == []
+
+
+async def test_parts_are_as_well_as_their_card(base: Path) -> None:
+    gpu = divide(CARDS[0])
+    parts = list_mig_devices([gpu], {"all"}, lambda *_: False)[:1]
+    async with serving(base) as (stream, socket), asyncio.timeout(5):
+        stream.set_cards((gpu,), parts)
+        async with FakeKubelet(base).watch_health(socket) as reports:
+            assert await anext(reports) == {FIRST: "HEALTHY", parts[0].name: "HEALTHY"}
+            stream.set_faults({gpu.uuid: (LOST,)})
+            assert await anext(reports) == {FIRST: "UNHEALTHY", parts[0].name: "UNHEALTHY"}

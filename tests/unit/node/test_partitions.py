@@ -1,0 +1,353 @@
+"""Instances made for claims: whatever happens in between, each has one owner or is gone."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hami_dra.contract.errors import HamiDraError
+from hami_dra.kube.objects import CLAIMS
+from hami_dra.kubeletplugin.service import ClaimRef
+from hami_dra.node.migmode import MigModes
+from hami_dra.node.partitions import MIG_PREPARE_STEPS, MIG_UNPREPARE_STEPS
+from hami_dra.node.preparer import PREPARE_STEPS, UNPREPARE_STEPS
+from hami_dra.policy.devices import name_device
+from hami_dra.testing.fakecluster import FakeCluster
+from hami_dra.testing.fakemig import divide
+from tests.unit.node.dividedcard import CARD, OTHERS, DividedCard, make_part
+from tests.unit.node.rig import NODE, Rig, make_claim, make_share, put_claim, start_rig
+
+
+class PowerCut(BaseException):
+    """Ends a life of the node in the middle of its work."""
+
+
+def cut_after(step: str) -> Callable[[str], None]:
+    def cut(name: str) -> None:
+        if name == step:
+            raise PowerCut(name)
+
+    return cut
+
+
+def start(base: Path, cluster: FakeCluster, card: DividedCard, **changes: Any) -> Any:
+    options: dict[str, Any] = {
+        "control": card,
+        "mig_dynamic": ("0",),
+        "procfs": card.procfs,
+    } | changes
+    return start_rig(base, cluster, **options)
+
+
+async def resume(rig: Rig, card: DividedCard) -> None:
+    """Do what a start does before the first call can arrive."""
+    await rig.recovery.start()
+    await rig.partitions.refresh()
+    card.show_to(rig)
+
+
+async def refuse(rig: Rig, ref: ClaimRef) -> str:
+    with pytest.raises(HamiDraError) as caught:
+        await rig.preparer.prepare(ref)
+    return f"{type(caught.value).__name__}: {caught.value}"
+
+
+async def test_a_claim_has_exactly_its_instance_and_the_rights_to_it(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    card = DividedCard(tmp_path)
+    ref = await put_claim(cluster, make_claim("job", make_part()))
+    async with start(tmp_path, cluster, card) as rig:
+        card.show_to(rig)
+        (device,) = await rig.preparer.prepare(ref)
+        spec = rig.cdi_files()[rig.claim_files()[0]]
+        (instance,) = card.cards[CARD.uuid]
+        assert (instance.start, instance.size, instance.profile) == (4, 4, 9)
+        assert len(instance.parts) == 1
+        assert device.cdi_ids[1] == f"hami-core-gpu.project-hami.io/card={name_device(CARD.uuid)}"
+        assert spec["devices"][0]["containerEdits"] == {
+            "env": ["NVIDIA_VISIBLE_DEVICES=void"],
+            "deviceNodes": [
+                {
+                    "path": f"/dev/nvidia-caps/nvidia-cap{minor}",
+                    "type": "c",
+                    "major": 237,
+                    "minor": minor,
+                    "permissions": "rw",
+                }
+                for minor in (80, 81)
+            ],
+        }
+        assert await rig.preparer.prepare(ref) == (device,)
+        assert card.places == [(4, 4)]
+        await rig.preparer.unprepare(ref)
+        await rig.preparer.unprepare(ref)
+    assert card.places == []
+    assert card.ended == [(CARD.uuid, 8)]
+
+
+STEPS = PREPARE_STEPS + MIG_PREPARE_STEPS
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_crash_in_prepare_is_finished_by_the_next_one(
+    tmp_path: Path, cluster: FakeCluster, step: str
+) -> None:
+    card = DividedCard(tmp_path)
+    ref = await put_claim(cluster, make_claim("job", make_part()))
+    async with start(tmp_path, cluster, card, step=cut_after(step)) as rig:
+        card.show_to(rig)
+        with pytest.raises(PowerCut):
+            await rig.preparer.prepare(ref)
+    async with start(tmp_path, cluster, card) as rig:
+        await resume(rig, card)
+        await rig.preparer.prepare(ref)
+        assert card.places == [(4, 4)]
+        (record,) = await rig.ledger.records()
+        assert record.ready
+        assert record.binding.devices[0].mig is not None
+        assert record.binding.devices[0].mig.uuid == card.cards[CARD.uuid][0].parts[0].uuid
+        await rig.preparer.unprepare(ref)
+        assert card.places == []
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_crash_in_prepare_of_a_pod_that_never_returns_leaks_no_instance(
+    tmp_path: Path, cluster: FakeCluster, step: str
+) -> None:
+    card = DividedCard(tmp_path)
+    card.put(CARD.uuid, OTHERS)
+    ref = await put_claim(cluster, make_claim("job", make_part()))
+    async with start(tmp_path, cluster, card, step=cut_after(step)) as rig:
+        card.show_to(rig)
+        with pytest.raises(PowerCut):
+            await rig.preparer.prepare(ref)
+    async with start(tmp_path, cluster, card) as rig:
+        await resume(rig, card)
+
+        # After "ledger-ready" the kubelet may have been told, so it will call Unprepare.
+        ours = [(4, 4)] if step == "ledger-ready" else []
+        assert card.places == [(0, 4), *ours]
+        assert bool(await rig.ledger.records()) == bool(ours)
+
+
+@pytest.mark.parametrize("step", UNPREPARE_STEPS + MIG_UNPREPARE_STEPS)
+async def test_a_crash_in_unprepare_is_finished_by_the_next_one(
+    tmp_path: Path, cluster: FakeCluster, step: str
+) -> None:
+    card = DividedCard(tmp_path)
+    card.put(CARD.uuid, OTHERS)
+    ref = await put_claim(cluster, make_claim("job", make_part()))
+    async with start(tmp_path, cluster, card, step=cut_after(step)) as rig:
+        card.show_to(rig)
+        await rig.preparer.prepare(ref)
+        with pytest.raises(PowerCut):
+            await rig.preparer.unprepare(ref)
+    async with start(tmp_path, cluster, card) as rig:
+        await resume(rig, card)
+        await rig.preparer.unprepare(ref)
+        assert card.places == [(0, 4)]
+        assert rig.claim_files() == []
+        assert await rig.ledger.records() == []
+
+
+@pytest.mark.parametrize("what", ["same place and profile", "overlapping"])
+async def test_a_place_that_somebody_else_took_is_refused_and_left_alone(
+    tmp_path: Path, cluster: FakeCluster, what: str
+) -> None:
+    card = DividedCard(tmp_path)
+    start_at = 0 if what == "overlapping" else 4
+    others = replace(OTHERS, start=start_at, size=8 if what == "overlapping" else 4, number=5)
+    ref = await put_claim(cluster, make_claim("job", make_part()))
+    async with start(tmp_path, cluster, card) as rig:
+        card.show_to(rig)
+        card.put(CARD.uuid, others)
+        for _ in range(2):
+            text = await refuse(rig, ref)
+            assert "this program has not made it" in text
+            assert "MIG instance 5" in text
+        assert await rig.ledger.records() == []
+        await rig.preparer.unprepare(ref)
+        card.show_to(rig)
+        assert "is gone from this node" in await refuse(rig, ref)
+    async with start(tmp_path, cluster, card) as rig:
+        await resume(rig, card)
+    assert card.cards[CARD.uuid] == (others,)
+
+
+@pytest.mark.parametrize("fault", ["fault", "part_fault"])
+async def test_an_instance_that_cannot_be_made_leaves_no_claim_to_its_place(
+    tmp_path: Path, cluster: FakeCluster, fault: str
+) -> None:
+    card = DividedCard(tmp_path)
+    ref = await put_claim(cluster, make_claim("job", make_part()))
+    async with start(tmp_path, cluster, card) as rig:
+        card.show_to(rig)
+        setattr(card, fault, "Insufficient Resources")
+        assert "Insufficient Resources" in await refuse(rig, ref)
+        setattr(card, fault, None)
+        assert card.places == []
+        assert await rig.ledger.records() == []
+        card.put(CARD.uuid, replace(OTHERS, start=4, number=2))
+        assert "has not made it" in await refuse(rig, ref)
+        card.reboot()
+        await rig.preparer.prepare(ref)
+        assert card.places == [(4, 4)]
+
+
+async def test_an_instance_in_use_stays_with_its_claim_until_it_is_free(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    card = DividedCard(tmp_path)
+    ref = await put_claim(cluster, make_claim("job", make_part()))
+    async with start(tmp_path, cluster, card) as rig:
+        card.show_to(rig)
+        await rig.preparer.prepare(ref)
+        card.used = {8}
+        with pytest.raises(HamiDraError, match="In use"):
+            await rig.preparer.unprepare(ref)
+        assert len(await rig.ledger.records()) == 1
+        card.used = set()
+        await rig.preparer.unprepare(ref)
+    assert card.places == []
+
+
+async def test_after_a_reboot_the_instance_is_made_again_and_nothing_is_ours(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    card = DividedCard(tmp_path)
+    ref = await put_claim(cluster, make_claim("job", make_part()))
+    gone = await put_claim(cluster, make_claim("gone", make_part("3g.20gb", 0)))
+    async with start(tmp_path, cluster, card) as rig:
+        card.show_to(rig)
+        await rig.preparer.prepare(ref)
+        await rig.preparer.prepare(gone)
+    card.reboot()
+    card.put(CARD.uuid, OTHERS)
+    await cluster.remove(CLAIMS, "gone", namespace="team")
+    async with start(tmp_path, cluster, card, boot_id="boot-2") as rig:
+        await resume(rig, card)
+        await rig.recovery.sweep()
+        assert card.places == [(0, 4)], "an instance of this boot at the place of an old claim"
+        await rig.preparer.prepare(ref)
+        assert card.places == [(0, 4), (4, 4)]
+        await rig.preparer.unprepare(ref)
+        assert card.cards[CARD.uuid] == (OTHERS,)
+
+
+async def test_a_lost_ledger_loses_no_instance(tmp_path: Path, cluster: FakeCluster) -> None:
+    card = DividedCard(tmp_path)
+    ref = await put_claim(cluster, make_claim("job", make_part()))
+    gone = await put_claim(cluster, make_claim("gone", make_part("3g.20gb", 0)))
+    async with start(tmp_path, cluster, card) as rig:
+        card.show_to(rig)
+        await rig.preparer.prepare(ref)
+        await rig.preparer.prepare(gone)
+    for path in (tmp_path / "state").glob("ledger.db*"):
+        path.unlink()
+    next((tmp_path / "cdi").glob(f"*{gone.uid}*")).unlink()
+    async with start(tmp_path, cluster, card) as rig:
+        await resume(rig, card)
+        assert card.places == [(4, 4)], "without its CDI file no container was ever started"
+        await rig.preparer.unprepare(ref)
+    assert card.places == []
+
+
+async def test_an_intent_whose_claim_is_gone_is_undone_once_the_driver_answers(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    card = DividedCard(tmp_path)
+    ref = await put_claim(cluster, make_claim("job", make_part()))
+    async with start(tmp_path, cluster, card, step=cut_after("mig-part")) as rig:
+        card.show_to(rig)
+        with pytest.raises(PowerCut):
+            await rig.preparer.prepare(ref)
+    await cluster.remove(CLAIMS, "job", namespace="team")
+    card.fault = "NVML does not initialise"
+    async with start(tmp_path, cluster, card) as rig:
+        await resume(rig, card)
+        assert card.places == [(4, 4)]
+        card.fault = None
+        await rig.recovery.sweep()
+        assert card.places == []
+        assert await rig.ledger.records() == []
+
+
+async def test_overlapping_placements_and_shares_of_the_card_are_refused(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    card = DividedCard(tmp_path)
+    first = await put_claim(cluster, make_claim("first", make_part()))
+    second = await put_claim(cluster, make_claim("second", make_part("1g.5gb", 5)))
+    share = await put_claim(cluster, make_claim("share", make_share()))
+    async with start(tmp_path, cluster, card) as rig:
+        card.show_to(rig)
+        await rig.preparer.prepare(first)
+        card.reboot()  # the driver would not refuse it now; the ledger does
+        assert first.uid in await refuse(rig, second)
+        assert "is in MIG mode now" in await refuse(rig, share)
+        rig.gpus[name_device(CARD.uuid)] = CARD
+        assert "cannot exist on one card together" in await refuse(rig, share)
+
+
+async def test_a_card_is_switched_when_nobody_has_a_share_of_it(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    card = DividedCard(tmp_path)
+    share = await put_claim(cluster, make_claim("share", make_share()))
+    async with start(tmp_path, cluster, card) as rig:
+        rig.gpus[name_device(CARD.uuid)] = divide(CARD, enabled=False)
+
+        def look() -> None:
+            card.show_to(rig)
+
+        modes = MigModes(rig.partitions, rig.ledger, gpus=lambda: rig.gpus, look=look)
+        await rig.preparer.prepare(share)
+        assert await modes.switch()
+        assert card.modes == {}
+        await rig.preparer.unprepare(share)
+        assert not await modes.switch()
+        assert card.modes == {CARD.uuid: True}
+        assert "is in MIG mode now" in await refuse(rig, share)
+
+
+async def test_a_share_that_comes_while_a_card_is_switched_is_refused(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    card = DividedCard(tmp_path)
+    share = await put_claim(cluster, make_claim("share", make_share()))
+    async with start(tmp_path, cluster, card) as rig:
+        rig.gpus[name_device(CARD.uuid)] = divide(CARD, enabled=False)
+        with rig.partitions.switching([CARD.uuid]):
+            assert "just been switched" in await refuse(rig, share)
+        assert await rig.ledger.records() == []
+        await rig.preparer.prepare(share)
+
+
+async def test_what_has_ended_is_not_taken_for_somebody_elses(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    card = DividedCard(tmp_path)
+    ref = await put_claim(cluster, make_claim("job", make_part()))
+    async with start(tmp_path, cluster, card) as rig:
+        card.show_to(rig)
+        await rig.preparer.prepare(ref)
+        stale = divide(CARD, *card.cards[CARD.uuid], read_at=1.0)
+        (instance,) = card.cards[CARD.uuid]
+        assert not rig.partitions.is_foreign(stale, instance)
+        await rig.preparer.unprepare(ref)
+        assert not rig.partitions.is_foreign(stale, instance), "looked at before it ended"
+        later = divide(CARD, instance, read_at=1e12)
+        assert rig.partitions.is_foreign(later, instance), "seen after it ended"
+
+
+async def test_who_only_looks_makes_no_instance(tmp_path: Path, cluster: FakeCluster) -> None:
+    card = DividedCard(tmp_path)
+    watch = await put_claim(cluster, make_claim("watch", make_part(adminAccess=True)))
+    async with start(tmp_path, cluster, card) as rig:
+        card.show_to(rig)
+        await rig.preparer.prepare(watch)
+        assert card.places == []
+        assert NODE in {d.pool for r in await rig.ledger.records() for d in r.binding.devices}
