@@ -85,8 +85,8 @@ class Stack(Installation):
             "--cdi-dir", str(cluster.cdi_directory),
             "--state-dir", str(self.state),
             "--driver-root", str(self.driver.root),
-            "--sysfs",
-            str(self.driver.sysfs_dir),
+            "--sysfs", str(self.driver.sysfs_dir),
+            "--procfs", str(self.driver.procfs_dir),
             "--libvgpu", str(BUILD / "src" / "libvgpu.so"),
             "--inject-path", f"{self.driver.sim_dir}:/run/vgpu-sim:rw",
             # So that a test of cards that change need not wait a minute.

@@ -1,0 +1,252 @@
+"""Divided cards on a real node: what the scheduler gives out is what the driver makes."""
+
+import json
+import signal
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from hami_dra.contract.names import DEVICE_CLASS_MIG, DRIVER_NAME
+from hami_dra.testing.simgpu import A100, T4
+from tests.cluster.cluster import Cluster
+from tests.cluster.manifests import HELD_MIB, pod, text
+from tests.cluster.stack import Stack
+
+STATIC = replace(
+    A100,
+    uuid="GPU-b2000000-5157-4a2b-9c3d-0123456789ab",
+    pci_bus_id="0000:5e:00.0",
+    minor=2,
+    mig=True,
+)
+_SETTINGS = {"dialects": ["hami", "nvidia"]}
+_PARTS = """
+import ctypes, json, sys, pynvml as n
+n.nvmlInit()
+card = n.nvmlDeviceGetHandleByUUID(sys.argv[1])
+"""
+_MAKE = """
+place = n.c_nvmlGpuInstancePlacement_t(int(sys.argv[3]), int(sys.argv[4]))
+gi = n.nvmlDeviceCreateGpuInstanceWithPlacement(card, int(sys.argv[2]), ctypes.byref(place))
+parts = [n.nvmlGpuInstanceGetComputeInstanceProfileInfo(gi, i, 0) for i in range(int(sys.argv[5]))]
+n.nvmlGpuInstanceCreateComputeInstance(gi, parts[-1].id)
+"""
+_END = """
+gi = n.nvmlDeviceGetGpuInstanceById(card, int(sys.argv[2]))
+n.nvmlComputeInstanceDestroy(n.nvmlGpuInstanceGetComputeInstanceById(gi, 0))
+n.nvmlGpuInstanceDestroy(gi)
+"""
+_LIST = """
+found = []
+for index in range(7):
+    try:
+        device = n.nvmlDeviceGetMigDeviceHandleByIndex(card, index)
+    except n.NVMLError_NotFound:
+        continue
+    gi = n.nvmlDeviceGetGpuInstanceById(card, n.nvmlDeviceGetGpuInstanceId(device))
+    place = n.nvmlGpuInstanceGetInfo(gi).placement
+    found.append([place.start, place.size, n.nvmlDeviceGetUUID(device)])
+print(json.dumps(sorted(found)))
+"""
+
+
+def _run(stack: Stack, program: str, *arguments: str) -> str:
+    done = stack.cluster.run(
+        [sys.executable, "-c", _PARTS + program, *arguments], stack.driver.environment()
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def instances(stack: Stack, uuid: str = A100.uuid) -> list[tuple[int, int]]:
+    """Return first slice and size of every instance, as another program sees them."""
+    return [(start, size) for start, size, _ in json.loads(_run(stack, _LIST, uuid))]
+
+
+@pytest.fixture(scope="module")
+def stack(cluster: Cluster) -> Stack:
+    """Return an installation that may divide one card and finds another divided."""
+    return Stack.install(
+        cluster, [A100, T4, STATIC], _SETTINGS, node_options=["--mig-dynamic", A100.uuid]
+    )
+
+
+def mig_pod(name: str, profile: str, count: int = 1) -> dict[str, Any]:
+    body = pod(name, {f"mig-{profile}": count})
+    body["spec"]["terminationGracePeriodSeconds"] = 1
+    return body
+
+
+def mig_devices(stack: Stack, parent: str) -> list[dict[str, Any]]:
+    return [
+        device
+        for device in stack.devices()
+        if device["attributes"].get("parentUUID") == {"string": parent}
+    ]
+
+
+def wait_mig_devices(stack: Stack, parent: str, count: int) -> list[dict[str, Any]]:
+    def settled(items: list[dict[str, Any]]) -> bool:
+        ours = [item["spec"] for item in items if item["spec"]["driver"] == DRIVER_NAME]
+        if not ours or any(
+            spec["pool"]["resourceSliceCount"] != len(ours)
+            or spec["pool"]["generation"] != ours[0]["pool"]["generation"]
+            for spec in ours
+        ):
+            return False
+        found = [
+            device
+            for spec in ours
+            for device in spec.get("devices") or ()
+            if device["attributes"].get("parentUUID") == {"string": parent}
+        ]
+        return len(found) == count
+
+    stack.cluster.wait_for_all("resourceslices", settled, timeout_seconds=60)
+    return mig_devices(stack, parent)
+
+
+def wait_unschedulable(stack: Stack, name: str) -> None:
+    stack.cluster.wait_for_all(
+        "events",
+        lambda items: any(
+            item["reason"] == "FailedScheduling" and item["involvedObject"]["name"] == name
+            for item in items
+        ),
+        namespace="default",
+    )
+
+
+def delete(stack: Stack, *names: str) -> None:
+    stack.cluster.kubectl("delete", "pod", *names, "--wait")
+    stack.cluster.wait_for_all("resourceclaims", lambda items: not items)
+
+
+def test_a_card_that_we_may_divide_is_its_placements_and_no_card(stack: Stack) -> None:
+    placements = wait_mig_devices(stack, A100.uuid, 25)
+    counters = [
+        group for item in stack.slices() for group in item["spec"].get("sharedCounters") or ()
+    ]
+    assert [len(group["counters"]) for group in counters] == [13]
+    assert all(device["consumesCounters"] for device in placements)
+    whole = [d for d in stack.devices() if "parentUUID" not in d["attributes"]]
+    assert [d["attributes"]["productName"]["string"] for d in whole] == ["NVIDIA-Tesla T4"]
+
+
+def test_a_pod_with_a_mig_key_has_an_instance_of_its_own_while_it_runs(stack: Stack) -> None:
+    cluster = stack.cluster
+    wait_mig_devices(stack, A100.uuid, 25)
+    cluster.apply(text(mig_pod("one", "2g.10gb"), mig_pod("two", "1g.5gb")))
+    for name in ("one", "two"):
+        cluster.wait_pod_running(name)
+
+    assert instances(stack) == [(4, 2), (6, 1)]
+    assert stack.visible_mib("one") == 9984
+    assert stack.visible_mib("two") == 4864
+    over = cluster.exec("two", "cuprobe", "alloc", "--json", str(4864 - HELD_MIB + 1))
+    assert json.loads(over.stdout)["allocations"][0]["result"] == "CUDA_ERROR_OUT_OF_MEMORY"
+    nodes = cluster.exec("two", "ls", "/dev/nvidia-caps").stdout.split()
+    assert len(nodes) == 2, "the rights to one GPU instance and one compute instance"
+    assert "libvgpu" not in cluster.exec("two", "cat", "/proc/self/maps").stdout
+
+    delete(stack, "one", "two")
+    assert instances(stack) == []
+    assert stack.leftovers().none
+
+
+def test_overlapping_placements_are_never_given_out_together(stack: Stack) -> None:
+    cluster = stack.cluster
+    wait_mig_devices(stack, A100.uuid, 25)
+    cluster.apply(text(mig_pod("half", "3g.20gb"), mig_pod("smalls", "1g.5gb", 3)))
+    for name in ("half", "smalls"):
+        cluster.wait_pod_running(name)
+    taken = instances(stack)
+    assert len(taken) == 4
+    slices = [index for start, size in taken for index in range(start, start + size)]
+    assert len(slices) == len(set(slices))
+
+    cluster.apply(text(mig_pod("late", "7g.40gb")))
+    wait_unschedulable(stack, "late")
+    assert instances(stack) == taken
+    delete(stack, "half", "smalls", "late")
+    assert instances(stack) == []
+
+
+def test_a_crash_between_instance_and_ready_leaves_one_owner(stack: Stack) -> None:
+    cluster = stack.cluster
+    wait_mig_devices(stack, A100.uuid, 25)
+    for step in ("mig-instance", "ledger-instances"):
+        name = f"crash-{step}"
+        stack.stop_node()
+        stack.start_node(crash_at=step)
+        cluster.apply(text(mig_pod(name, "3g.20gb")))
+        assert stack.wait_node_ended()["exit_status"] == -signal.SIGKILL
+        stack.start_node()
+    # kubelet asks again at a pod's next resync, 60 to 90 s after the failed call.
+    for step in ("mig-instance", "ledger-instances"):
+        cluster.wait_pod_running(f"crash-{step}", timeout_seconds=150)
+    assert sorted(instances(stack)) == [(0, 4), (4, 4)]
+    delete(stack, "crash-mig-instance", "crash-ledger-instances")
+    assert instances(stack) == []
+    assert stack.leftovers().none
+
+
+def test_a_crash_before_the_pod_is_deleted_leaves_no_instance(stack: Stack) -> None:
+    cluster = stack.cluster
+    wait_mig_devices(stack, A100.uuid, 25)
+    stack.stop_node()
+    stack.start_node(crash_at="unprepare-mig")
+    cluster.apply(text(mig_pod("going", "1g.10gb")))
+    cluster.wait_pod_running("going")
+    cluster.kubectl("delete", "pod", "going", "--wait=false")
+    assert stack.wait_node_ended()["exit_status"] == -signal.SIGKILL
+    stack.start_node()
+    cluster.wait_for_all("resourceclaims", lambda items: not items, timeout_seconds=150)
+    assert instances(stack) == []
+    assert stack.leftovers().none
+
+
+def test_instances_of_others_are_left_alone_and_their_places_not_offered(stack: Stack) -> None:
+    cluster = stack.cluster
+    wait_mig_devices(stack, A100.uuid, 25)
+    _run(stack, _MAKE, A100.uuid, "9", "4", "4", "3")
+    wait_mig_devices(stack, A100.uuid, 4 + 4 + 2 + 2 + 1 + 1)
+    cluster.apply(text(mig_pod("beside", "1g.5gb")))
+    cluster.wait_pod_running("beside")
+    assert instances(stack) == [(3, 1), (4, 4)]
+    stack.stop_node(signal.SIGKILL)
+    stack.start_node()
+    delete(stack, "beside")
+    assert instances(stack) == [(4, 4)]
+    _run(stack, _END, A100.uuid, "2")
+    wait_mig_devices(stack, A100.uuid, 25)
+
+
+def test_instances_that_exist_are_devices_of_a_card_that_we_do_not_divide(stack: Stack) -> None:
+    cluster = stack.cluster
+    _run(stack, _MAKE, STATIC.uuid, "14", "0", "2", "2")
+    (device,) = wait_mig_devices(stack, STATIC.uuid, 1)
+    ((_, _, uuid),) = json.loads(_run(stack, _LIST, STATIC.uuid))
+    assert device["attributes"]["uuid"] == {"string": uuid}
+    assert device["attributes"]["profile"] == {"string": "2g.10gb"}
+    selector = {
+        "cel": {"expression": f'device.attributes["{DRIVER_NAME}"].uuid == "{uuid}"'},
+    }
+    request = {"deviceClassName": DEVICE_CLASS_MIG, "selectors": [selector]}
+    body = pod("static")
+    body["spec"]["terminationGracePeriodSeconds"] = 1
+    body["spec"]["resourceClaims"] = [{"name": "gpu", "resourceClaimName": "static"}]
+    body["spec"]["containers"][0]["resources"] = {"claims": [{"name": "gpu"}]}
+    claim = {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceClaim",
+        "metadata": {"name": "static"},
+        "spec": {"devices": {"requests": [{"name": "gpu", "exactly": request}]}},
+    }
+    cluster.apply(text(claim, body))
+    cluster.wait_pod_running("static")
+    assert stack.visible_mib("static") == 9984
+    cluster.kubectl("delete", "pod", "static", "--wait")
+    assert instances(stack, STATIC.uuid) == [(0, 2)]
