@@ -7,7 +7,8 @@ import pytest
 
 from hami_dra.contract.errors import FatalError
 from hami_dra.contract.healthconfig import HealthConfig
-from hami_dra.contract.names import ANNOTATION_DEVICE_CORDON, TAINT_LOST
+from hami_dra.contract.names import ANNOTATION_DEVICE_CORDON, TAINT_DIVIDING, TAINT_LOST
+from hami_dra.contract.nodeconfig import DeviceFilter
 from hami_dra.gpu.source import Discovery, SkippedGpu
 from hami_dra.kube.objects import NODES
 from hami_dra.kubeletplugin.slices import Pool, plan_slices
@@ -15,11 +16,12 @@ from hami_dra.node.cordon import CordonWatch
 from hami_dra.node.inventory import Inventory
 from hami_dra.node.offer import Offer
 from hami_dra.policy.cardrules import CardRules
-from hami_dra.policy.devices import describe_devices, name_device
+from hami_dra.policy.devices import GpuFacts, describe_devices, name_device
 from hami_dra.policy.health import CardVitals, find_lost
 from hami_dra.policy.taints import CORDONED, read_cordon
 from hami_dra.testing.fakecluster import FakeCluster
 from hami_dra.testing.fakegpus import FakeGpus, make_gpu
+from hami_dra.testing.fakemig import divide
 
 FIRST, SECOND = make_gpu(0), make_gpu(1)
 Told = list[tuple[list[str], list[str]]]
@@ -221,3 +223,58 @@ def test_a_taint_keeps_its_time_and_is_no_difference_for_it() -> None:
     assert "timeAdded" not in second[0]
     (other,) = plan_slices([stored], page(count=2), pool, generation=1).replaces
     assert "taints" not in other["spec"]["devices"][0]
+
+
+def offered(
+    *gpus: GpuFacts, dynamic: tuple[str, ...] = (), **rules: Any
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return what is published of cards: devices and counters."""
+    published: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = []
+    offer = Offer(
+        lambda devices, counters: published.append((devices, counters)),
+        rules=CardRules(**rules),
+        dynamic=dynamic,
+    )
+    offer.set_cards(gpus, ())
+    return published[-1]
+
+
+def kinds(devices: list[dict[str, Any]]) -> list[str]:
+    return sorted({device["attributes"]["type"]["string"] for device in devices})
+
+
+def test_a_card_in_mig_mode_is_never_shared() -> None:
+    devices, counters = offered(divide(FIRST), SECOND)
+    assert [device["name"] for device in devices] == [name_device(SECOND.uuid)]
+    assert counters == []
+
+
+def test_a_node_in_mode_mig_divides_its_cards() -> None:
+    waiting = divide(SECOND, enabled=False)
+    devices, counters = offered(divide(FIRST), waiting, operating_mode="mig")
+    assert kinds(devices) == ["hami-mig"]
+    assert [group["name"] for group in counters] == [name_device(FIRST.uuid)]
+
+
+def test_a_card_that_waits_to_be_divided_gets_no_new_claims() -> None:
+    devices, counters = offered(divide(FIRST, enabled=False), SECOND, dynamic=("0",))
+    assert [device.get("taints", [{}])[0].get("key") for device in devices] == [
+        TAINT_DIVIDING,
+        None,
+    ]
+    assert counters == []
+
+
+def test_filters_keep_the_parts_of_a_card_out_as_well() -> None:
+    hidden = DeviceFilter(uuid=(FIRST.uuid,))
+    for dynamic in ((), ("all",)):
+        assert offered(divide(FIRST), dynamic=dynamic, filter_devices=hidden) == ([], [])
+
+
+def test_parts_carry_the_marks_of_their_card() -> None:
+    published: list[list[dict[str, Any]]] = []
+    offer = Offer(lambda devices, _: published.append(devices), rules=CardRules(), dynamic=("all",))
+    offer.set_cards((divide(FIRST),), ())
+    offer.set_cordoned({FIRST.uuid})
+    assert len(published[-1]) == 25
+    assert all(device["taints"][0]["key"] == ANNOTATION_DEVICE_CORDON for device in published[-1])
