@@ -51,7 +51,7 @@ def render_claim(
     *,
     preload: Path,
     inject_paths: Sequence[InjectPath],
-    procfs: Path,
+    procfs: Path = Path("/proc"),
 ) -> tuple[dict[str, Any], list[str]]:
     """Return a claim's CDI specification and the host paths that it refers to.
 

@@ -9,6 +9,16 @@ from typing import Any
 import pytest
 
 from hami_dra.contract.names import DEVICE_CLASS_MIG, DRIVER_NAME
+from hami_dra.kubeletplugin.slices import (
+    Pool,
+    normalize_devices,
+    plan_slices,
+    split_counters,
+    split_pages,
+)
+from hami_dra.policy.migdevices import describe_counter_sets, describe_mig_device, list_mig_devices
+from hami_dra.testing.fakegpus import make_gpu
+from hami_dra.testing.fakemig import divide
 from hami_dra.testing.simgpu import A100, T4
 from tests.cluster.cluster import Cluster
 from tests.cluster.manifests import HELD_MIB, pod, text
@@ -250,3 +260,30 @@ def test_instances_that_exist_are_devices_of_a_card_that_we_do_not_divide(stack:
     assert stack.visible_mib("static") == 9984
     cluster.kubectl("delete", "pod", "static", "--wait")
     assert instances(stack, STATIC.uuid) == [(0, 2)]
+
+
+def test_the_api_server_takes_the_slices_of_sixteen_divided_cards(stack: Stack) -> None:
+    gpus = [divide(make_gpu(number)) for number in range(16)]
+    devices = [describe_mig_device(d) for d in list_mig_devices(gpus, {"all"}, lambda *_: True)]
+    counters = describe_counter_sets(gpus, {"all"}, lambda *_: True)
+    (node,) = stack.cluster.api.items("nodes")
+    pool = Pool(
+        driver=DRIVER_NAME,
+        name="many",
+        node_name=node["metadata"]["name"],
+        node_uid=node["metadata"]["uid"],
+    )
+    plan = plan_slices(
+        [], split_pages(devices), pool, generation=0, counters=split_counters(counters)
+    )
+    assert len(devices) == 400
+    assert len(plan.creates) == 9
+    for item in plan.creates:
+        answer = stack.cluster.api.request(
+            "POST", "/apis/resource.k8s.io/v1/resourceslices?dryRun=All", item
+        )
+        stored = json.loads(answer)
+        for field in ("devices", "sharedCounters"):
+            assert normalize_devices(stored["spec"].get(field)) == normalize_devices(
+                item["spec"].get(field)
+            )
