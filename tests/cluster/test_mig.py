@@ -79,7 +79,7 @@ def instances(stack: Stack, uuid: str = A100.uuid) -> list[tuple[int, int]]:
 def stack(cluster: Cluster) -> Stack:
     """Return an installation that may divide one card and finds another divided."""
     return Stack.install(
-        cluster, [A100, T4, STATIC], _SETTINGS, node_options=["--mig-dynamic", A100.uuid]
+        cluster, [A100, T4, STATIC], _SETTINGS, node_options=("--mig-dynamic", A100.uuid)
     )
 
 
@@ -182,6 +182,50 @@ def test_overlapping_placements_are_never_given_out_together(stack: Stack) -> No
     assert instances(stack) == taken
     delete(stack, "half", "smalls", "late")
     assert instances(stack) == []
+
+
+def test_a_pod_whose_profile_does_not_fit_waits_until_it_does(stack: Stack) -> None:
+    cluster = stack.cluster
+    wait_mig_devices(stack, A100.uuid, 25)
+    cluster.apply(text(mig_pod("all", "7g.40gb")))
+    cluster.wait_pod_running("all")
+    cluster.apply(text(mig_pod("next", "4g.20gb")))
+    wait_unschedulable(stack, "next")
+    assert instances(stack) == [(0, 8)]
+
+    cluster.kubectl("delete", "pod", "all", "--wait")
+    cluster.wait_pod_running("next")
+    assert instances(stack) == [(0, 4)]
+    delete(stack, "next")
+    assert instances(stack) == []
+
+
+def test_a_share_is_not_taken_from_a_divided_card(stack: Stack) -> None:
+    """The other card has 16 GiB; this one would have the room, were it not divided."""
+    cluster = stack.cluster
+    wait_mig_devices(stack, A100.uuid, 25)
+    cluster.apply(text(pod("share", gpu=1, gpumem=20000)))
+    wait_unschedulable(stack, "share")
+    assert instances(stack) == []
+    delete(stack, "share")
+
+
+def test_a_claim_says_which_instance_it_has(stack: Stack) -> None:
+    cluster = stack.cluster
+    wait_mig_devices(stack, A100.uuid, 25)
+    cluster.apply(text(mig_pod("told", "1g.10gb")))
+    cluster.wait_pod_running("told")
+    ((_, _, uuid),) = json.loads(_run(stack, _LIST, A100.uuid))
+
+    def is_told(items: list[dict[str, Any]]) -> bool:
+        entries = [entry for item in items for entry in item["status"].get("devices") or ()]
+        return [
+            (entry["data"]["uuid"], entry["data"]["profile"], entry["data"]["backend"])
+            for entry in entries
+        ] == [(uuid, "1g.10gb", "mig")]
+
+    cluster.wait_for_all("resourceclaims", is_told, timeout_seconds=60)
+    delete(stack, "told")
 
 
 def test_a_crash_between_instance_and_ready_leaves_one_owner(stack: Stack) -> None:

@@ -19,7 +19,7 @@ def cluster_config() -> Config:
 @pytest.fixture(scope="module")
 def stack(cluster: Cluster) -> Stack:
     """Return an installation that would divide a card."""
-    return Stack.install(cluster, [A100, T4], node_options=["--mig-dynamic", "0"])
+    return Stack.install(cluster, [A100, T4], node_options=("--mig-dynamic", "0"))
 
 
 def test_placements_are_withdrawn_and_other_cards_stay(stack: Stack) -> None:
