@@ -207,6 +207,7 @@ class _Node:
             locks=locks,
             clock=SystemClock(),
             interval_seconds=settings.claim_poll_seconds,
+            leads=instance.check_lead,
         )
         self.audit = EnforcementAudit(
             NvmlProcesses(NvmlLibrary(settings.driver_root)),
@@ -216,6 +217,7 @@ class _Node:
             interval_seconds=settings.audit_seconds,
             context_mib=settings.audit_context_mib,
             evict=settings.audit_evict,
+            leads=instance.check_lead,
         )
         self.recovery = Recovery(
             ledger=state.ledger,
@@ -299,6 +301,7 @@ class _Node:
 
     def _note_lead(self, _: bool) -> None:  # noqa: FBT001 - as `follow_lead` calls it
         self.publisher.refresh()
+        self.watch.refresh()
 
 
 async def _persist(

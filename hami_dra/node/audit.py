@@ -2,10 +2,11 @@
 
 libvgpu runs inside the tenant's process and can be got around (docs/limits.md). This sees it from
 outside, after the fact: it reports, and ends pods only where an operator has asked for that.
+Of several instances on a node only the one that leads does.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +17,7 @@ from hami_dra.gpu.processes import CardProcess, ProcessSource
 from hami_dra.kube import Api
 from hami_dra.kube.eviction import evict_pod
 from hami_dra.kube.podevents import PodEvents
+from hami_dra.kubeletplugin.publisher import always_lead
 from hami_dra.policy.audit import Auditor, Excess, HeldClaim, Pod, ProcessUse
 
 _log = structlog.get_logger(__name__)
@@ -56,6 +58,7 @@ class EnforcementAudit:
         interval_seconds: Between two readings; a pod is reported after the second one.
         context_mib: What each process may have beside its grant: the driver's own memory.
         evict: Whether pods that use more are asked to end.
+        leads: Whether this instance is to read; asked before every reading.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class EnforcementAudit:
         interval_seconds: float,
         context_mib: int,
         evict: bool,
+        leads: Callable[[], Awaitable[bool]] = always_lead,
     ) -> None:
         self._source = source
         self._held = held
@@ -75,6 +79,8 @@ class EnforcementAudit:
         self._api = api
         self._interval_seconds = interval_seconds
         self._evict = evict
+        self._leads = leads
+        self._context_mib = context_mib
         self._auditor = Auditor(context_mib=context_mib)
         self._readings = self._failures = self._evictions = 0
         self._violations: dict[tuple[str, str, str], int] = {}
@@ -101,9 +107,14 @@ class EnforcementAudit:
 
     async def look(self) -> None:
         """Read once, and report what is new. Never raises for what is outside."""
+        if not await self._leads():
+            self._forget_readings()
+            # What is seen from here on is another beginning: the other one saw the time between.
+            self._auditor = Auditor(context_mib=self._context_mib)
+            return
         held = self._held()
         if not held:
-            self._excesses, self._unclaimed_mib, self._violations = (), _NOTHING, {}
+            self._forget_readings()
             return  # without claims there is nothing to compare, and NVML may sleep
         try:
             processes = await self._source.list_processes()
@@ -124,6 +135,9 @@ class EnforcementAudit:
         if self._evict:
             for excess in judgement.excesses:
                 await self._end(excess.pods[0])
+
+    def _forget_readings(self) -> None:
+        self._excesses, self._unclaimed_mib, self._violations = (), _NOTHING, {}
 
     async def _report(self, excess: Excess, processes: Sequence[CardProcess]) -> None:
         pod = excess.pods[0]

@@ -4,12 +4,15 @@ The node reads each of its own claims by name every few seconds. A watch would n
 list every claim of the cluster, and would bring every node the changes of all; the read needs the
 right that Prepare has already, and is answered from the API server's memory
 (docs/decisions/0023-claims-on-a-node.md).
+
+Of several instances on a node only the one that leads looks: two versions would write their own
+status in turn.
 """
 
 import asyncio
 import datetime as dt
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -19,6 +22,7 @@ from hami_dra.contract.errors import HamiDraError
 from hami_dra.kube import Api, NotFoundError
 from hami_dra.kube.objects import CLAIMS
 from hami_dra.kubeletplugin.locks import ClaimLocks
+from hami_dra.kubeletplugin.publisher import always_lead
 from hami_dra.kubeletplugin.service import ClaimHandler, ClaimRef, PreparedDevice
 from hami_dra.node.ledger import Ledger
 from hami_dra.node.preparer import Preparer
@@ -68,6 +72,7 @@ class ClaimWatch:
         locks: Shared with the service.
         clock: Dates conditions.
         interval_seconds: How often each claim is looked at.
+        leads: Whether this instance is to look. Call `refresh` when the answer changes.
     """
 
     def __init__(
@@ -79,8 +84,11 @@ class ClaimWatch:
         locks: ClaimLocks,
         clock: Clock,
         interval_seconds: float,
+        leads: Callable[[], Awaitable[bool]] = always_lead,
     ) -> None:
         self._api = api
+        self._leads = leads
+        self._led = True
         self._ledger = ledger
         self._preparer = preparer
         self._locks = locks
@@ -102,6 +110,10 @@ class ClaimWatch:
     def forget(self, uid: str) -> None:
         """Look at a claim no more. Idempotent."""
         self._followed.pop(uid, None)
+
+    def refresh(self) -> None:
+        """Ask anew whether this instance is to look."""
+        self._wake.set()
 
     def set_lost(self, uuids: Collection[str]) -> None:
         """Say in the status of their claims which cards are lost."""
@@ -160,13 +172,18 @@ class ClaimWatch:
             self.forget(uid)
 
     async def look(self) -> None:
-        """Look at every claim whose time has come, once."""
+        """Look at every claim whose time has come, once, if this instance leads."""
+        self._led = await self._leads()
+        if not self._led:
+            return
         now = self._clock.monotonic()
         due = sorted(uid for uid, item in self._followed.items() if item.due <= now)
         for first in range(0, len(due), _AT_ONCE):
             await asyncio.gather(*(self._look_at(uid) for uid in due[first : first + _AT_ONCE]))
 
     def _pause(self) -> float:
+        if not self._led:
+            return self._interval_seconds
         soonest = min((item.due for item in self._followed.values()), default=float("inf"))
         return min(max(soonest - self._clock.monotonic(), 0.0), self._interval_seconds)
 

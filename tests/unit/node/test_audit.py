@@ -48,6 +48,7 @@ class Audited:
     def __init__(self, cluster: FakeCluster, *, evict: bool = False) -> None:
         self.driver = Driver()
         self.held: list[HeldClaim] = [hold("job", A)]
+        self.leads = True
         self.audit = EnforcementAudit(
             self.driver,
             lambda: self.held,
@@ -56,7 +57,11 @@ class Audited:
             interval_seconds=10,
             context_mib=100,
             evict=evict,
+            leads=self._check_lead,
         )
+
+    async def _check_lead(self) -> bool:
+        return self.leads
 
     async def look(self, times: int = 1) -> None:
         """Read so many times."""
@@ -104,6 +109,28 @@ async def test_a_violation_is_an_event_and_a_metric_once(cluster: FakeCluster) -
     node.held = [hold("other", B)]
     await node.look()
     assert "violations_total{" not in node.metrics()
+
+
+async def test_an_instance_that_does_not_lead_reads_nothing_and_takes_over(
+    cluster: FakeCluster,
+) -> None:
+    node = Audited(cluster)
+    node.driver.used = {7: (3200, A.uid)}
+    node.leads = False
+    await node.look(3)
+    assert (node.driver.asked, cluster.objects(EVENTS)) == (0, [])
+
+    node.leads = True
+    await node.look(2)
+    assert len(cluster.objects(EVENTS)) == 1
+    assert "excess_mib{" in node.metrics()
+
+    node.leads = False
+    await node.look()
+    assert "excess_mib{" not in node.metrics(), "the other one tells of it"
+    node.leads = True
+    await node.look()
+    assert "excess_mib{" not in node.metrics(), "one reading is not enough, as at the beginning"
 
 
 async def test_pods_are_ended_only_where_that_was_asked_for(cluster: FakeCluster) -> None:

@@ -33,6 +33,7 @@ class Watched:
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
         self.clock = ManualClock()
+        self.leads = True
         self.watch = ClaimWatch(
             api=rig.cluster.api(),
             ledger=rig.ledger,
@@ -40,8 +41,12 @@ class Watched:
             locks=rig.locks,
             clock=self.clock,
             interval_seconds=15,
+            leads=self._check_lead,
         )
         self.handler = FollowedClaims(rig.preparer, self.watch)
+
+    async def _check_lead(self) -> bool:
+        return self.leads
 
     async def look(self) -> None:
         """Let more than an interval pass, and look."""
@@ -114,6 +119,50 @@ async def test_a_prepared_claim_says_so_and_is_not_written_again(
         assert node.watch.held()[0].pods == {Pod("team", "p", "uid-p")}
         path = "/apis/resource.k8s.io/v1/namespaces/team/resourceclaims/job/status"
         assert [r for r in cluster.requests if r[0] != "GET"] == [("PATCH", path)]
+
+
+async def test_of_two_instances_only_the_one_that_leads_writes(
+    tmp_path: Path, cluster: FakeCluster, ref: ClaimRef
+) -> None:
+    async with watching(tmp_path, cluster) as first, watching(tmp_path, cluster) as second:
+        second.leads = False
+        await first.handler.prepare(ref)
+        await first.ask('{"gpu": {"memoryMiB": 2000}}')
+        for node in (second, first):
+            await node.look()
+        assert second.watch.statistics().writes == second.watch.statistics().changes == 0
+        assert second.watch.held() == []
+        assert first.watch.statistics().writes == first.watch.statistics().changes == 1
+
+        first.leads, second.leads = False, True
+        await first.ask('{"gpu": {"memoryMiB": 1000}}')
+        for node in (first, second):
+            await node.look()
+        assert first.watch.statistics().writes == first.watch.statistics().changes == 1
+        assert second.watch.statistics().writes == second.watch.statistics().changes == 1
+        assert second.limits() == (1000, 30)
+        assert second.watch.held()[0].pods == {Pod("team", "p", "uid-p")}
+
+
+async def test_a_watch_that_gets_the_lead_looks_at_once(
+    tmp_path: Path, cluster: FakeCluster, ref: ClaimRef
+) -> None:
+    async with watching(tmp_path, cluster) as node:
+        node.leads = False
+        await node.handler.prepare(ref)
+        node.clock.advance(120)
+        task = asyncio.create_task(node.watch.run())
+        before = len(cluster.requests)
+        for _ in range(3):
+            node.watch.refresh()
+            await node.rig.ledger.records()  # a round of its thread: the watch had its turn
+        assert len(cluster.requests) == before
+        node.leads = True
+        node.watch.refresh()
+        await cluster.wait_for(lambda: "devices" in node.claim()["status"])
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
 
 async def test_it_is_written_until_it_is_stored(
