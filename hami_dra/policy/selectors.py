@@ -10,6 +10,7 @@ from typing import Final
 
 from hami_dra.contract.names import (
     ATTR_INDEX,
+    ATTR_PARENT_UUID,
     ATTR_PRODUCT_NAME,
     ATTR_PROFILE,
     ATTR_UUID,
@@ -69,6 +70,11 @@ def text_contains(value: str, parts: Iterable[str]) -> str:
 def uuid_among(uuids: Iterable[str]) -> str:
     """Return the expression for cards with one of the UUIDs."""
     return f"{_ATTRIBUTES}.{ATTR_UUID} in [{', '.join(map(quote, uuids))}]"
+
+
+def parent_among(uuids: Iterable[str]) -> str:
+    """Return the expression for MIG devices of one of the cards."""
+    return f"{_ATTRIBUTES}.{ATTR_PARENT_UUID} in [{', '.join(map(quote, uuids))}]"
 
 
 def profile_is(profile: str) -> str:

@@ -27,16 +27,26 @@ from hami_dra.contract.names import (
 from hami_dra.contract.settings import SchedulerPolicy
 from hami_dra.policy.dialects.cardlists import CardList, list_selectors, locate, split_list
 from hami_dra.policy.request import NodePolicy, Placement
-from hami_dra.policy.selectors import product_contains, uuid_among
+from hami_dra.policy.selectors import parent_among, product_contains, uuid_among
 from hami_dra.policy.truth import parse_bool
 
 _OUR_MODE: Final = "hami-core"
-_CARD_LISTS: Final = (
+_MIG_MODE: Final = "mig"
+_MODEL_LISTS: Final = (
     CardList(ANNOTATION_USE_TYPE, product_contains),
     CardList(ANNOTATION_NOUSE_TYPE, product_contains, refused=True),
+)
+_CARD_LISTS: Final = (
+    *_MODEL_LISTS,
     CardList(ANNOTATION_USE_UUID, uuid_among),
     CardList(ANNOTATION_NOUSE_UUID, uuid_among, refused=True),
 )
+_PART_LISTS: Final = (
+    *_MODEL_LISTS,
+    CardList(ANNOTATION_USE_UUID, parent_among),
+    CardList(ANNOTATION_NOUSE_UUID, parent_among, refused=True),
+)
+"""The same of MIG devices, which have UUIDs of their own."""
 WISHES: Final = (
     *(card_list.key for card_list in _CARD_LISTS),
     ANNOTATION_NUMA_BIND,
@@ -58,11 +68,14 @@ class Wishes:
         placement: Where the cards should be.
         alone: Each card should have no other share (policy ``mutex``).
         warnings: What has no, or another effect.
+        parts: Conditions on MIG devices, where the pod wants those (``vgpu-mode: mig``); ``None``:
+            it wants shares.
     """
 
     placement: Placement
     alone: bool
     warnings: tuple[str, ...]
+    parts: tuple[str, ...] | None = None
 
 
 def read_wishes(annotations: Mapping[str, str], defaults: SchedulerPolicy) -> Wishes:
@@ -76,7 +89,7 @@ def read_wishes(annotations: Mapping[str, str], defaults: SchedulerPolicy) -> Wi
         UserError: A wish that no card can ever fulfil, or a list that is too long.
     """
     warnings: list[str] = []
-    _check_mode(annotations)
+    divided = _read_mode(annotations)
     gpu_policies = _read_gpu_policies(annotations, defaults, warnings)
     near = next((_NEAR[policy] for policy in gpu_policies if policy in _NEAR), "")
     order = next((policy for policy in gpu_policies if policy in _NODE_POLICIES), "")
@@ -97,18 +110,23 @@ def read_wishes(annotations: Mapping[str, str], defaults: SchedulerPolicy) -> Wi
         warnings.append(
             f"{locate(stale[0])}: is a result that HAMi's scheduler writes, and is not read"
         )
-    return Wishes(placement, "mutex" in gpu_policies, tuple(warnings))
+    parts = tuple(list_selectors(annotations, _PART_LISTS)) if divided else None
+    return Wishes(placement, "mutex" in gpu_policies, tuple(warnings), parts)
 
 
-def _check_mode(annotations: Mapping[str, str]) -> None:
+def _read_mode(annotations: Mapping[str, str]) -> bool:
+    """Return whether a pod wants parts of cards, and no shares."""
     mode = annotations.get(ANNOTATION_MODE, "").strip()
     # HAMi looks for the card's mode inside the annotation: "hami-core,mig" is either.
-    if mode and _OUR_MODE not in mode:
+    if not mode or _OUR_MODE in mode:
+        return False
+    if _MIG_MODE not in mode:
         raise UserError(
-            f"is {mode[:63]!r}, but every card here is shared in mode {_OUR_MODE!r}; remove the "
-            "annotation, or add that mode to it",
+            f"is {mode[:63]!r}, but cards here are shared ({_OUR_MODE!r}) or divided "
+            f"({_MIG_MODE!r}); remove the annotation, or add such a mode to it",
             field=locate(ANNOTATION_MODE),
         )
+    return True
 
 
 def _read_numa_bind(annotations: Mapping[str, str], warnings: list[str]) -> bool:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hami_dra.contract.errors import UserError
-from hami_dra.contract.names import DRIVER_NAME
+from hami_dra.contract.names import DEVICE_CLASS, DRIVER_NAME
 from hami_dra.contract.settings import decode_settings
 from hami_dra.policy.claims import check_claim
 from hami_dra.policy.fit import Card
@@ -75,6 +75,10 @@ def test_annotations_mean_what_they_mean_in_hami(row: dict[str, Any]) -> None:
         more = row.get("names", {}).get(ask.get("name"), [])
         expressions = [entry["cel"]["expression"] for entry in ask.get("selectors", [])]
         assert expressions == [_expand(each) for each in [*row.get("selectors", []), *more]]
+        assert ask["deviceClassName"] == row.get("class", DEVICE_CLASS)
+        if "class" in row:
+            assert "capacity" not in ask, "taken whole"
+            continue
         assert ("memory" not in ask["capacity"]["requests"]) == (
             "alone" in row
             or list(row.get("limits", {})) == ["gpu"]
