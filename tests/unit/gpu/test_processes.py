@@ -1,6 +1,7 @@
 """Processes on cards, from a stand-in for nvidia-ml-py and a /proc of files."""
 # ruff: noqa: D102, N802 - the stand-in has NVML's names and needs no words
 
+import asyncio
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,10 @@ UID, ID = "0f2c1d34-5a6b-4c7d-8e9f-0123456789ab", "a1" * 32
 class NvmlError(Exception):
     """What the module raises."""
 
+    def __init__(self, text: str, value: int = 15) -> None:
+        super().__init__(text)
+        self.value = value
+
 
 class FakeNvml:
     """Lists what it is told to, by card."""
@@ -31,6 +36,8 @@ class FakeNvml:
         self.fault: str | None = None
         self.gate: threading.Event | None = None
         self.open = 0
+        self.samples: list[Any] | NvmlError = []
+        self.since: list[int] = []
 
     def nvmlInit(self) -> None:
         if self.gate is not None:
@@ -58,6 +65,13 @@ class FakeNvml:
 
     def nvmlDeviceGetGraphicsRunningProcesses(self, handle: int) -> list[Any]:
         return self._list(handle, 1)
+
+    def nvmlDeviceGetProcessUtilization(self, handle: int, since: int) -> list[Any]:
+        assert handle == 0
+        self.since.append(since)
+        if isinstance(self.samples, NvmlError):
+            raise self.samples
+        return self.samples
 
     def _list(self, handle: int, kind: int) -> list[Any]:
         card = self.cards[handle]
@@ -88,12 +102,58 @@ async def test_processes_have_their_memory_and_their_pod(tmp_path: Path) -> None
 
     place = ContainerPlace(UID, ID)
     assert found == (
-        CardProcess("GPU-0", 10, 5, place),
-        CardProcess("GPU-0", 11, 2, None),
+        CardProcess("GPU-0", 10, 5 * MIB, place),
+        CardProcess("GPU-0", 11, MIB + 1, None),
         CardProcess("GPU-0", 13, 0, None),
-        CardProcess("GPU-2", 10, 7, place),
+        CardProcess("GPU-2", 10, 7 * MIB, place),
     )
+    assert [process.used_mib for process in found] == [5, 2, 0, 7]
     assert nvml.open == 0
+
+
+async def test_how_busy_processes_were_is_told_since_the_question_before(tmp_path: Path) -> None:
+    nvml = FakeNvml(({10: MIB, 11: MIB}, {}))
+    source = NvmlProcesses(load(nvml), proc=tmp_path)
+
+    async def ask() -> list[int | None]:
+        return [process.busy_percent for process in await source.list_processes(busy=True)]
+
+    nvml.samples = [SimpleNamespace(pid=10, smUtil=42, timeStamp=7_000)]
+    assert await ask() == [42, 0]
+    nvml.samples = [SimpleNamespace(pid=11, smUtil=4_000_000_000, timeStamp=6_000)]
+    assert await ask() == [0, 100]
+    nvml.samples = NvmlError("Not Found", 6)
+    assert await ask() == [0, 0]
+    nvml.samples = NvmlError("Not Supported", 3)
+    assert await ask() == [None, None]
+    assert nvml.since == [0, 7_000, 7_000, 7_000]
+    assert [process.busy_percent for process in await source.list_processes()] == [None, None]
+    assert len(nvml.since) == 4
+
+
+async def test_processes_are_known_by_their_number_inside_and_their_start(tmp_path: Path) -> None:
+    proc = make_proc(tmp_path, p10="", p11="")
+    (proc / "10/status").write_text("Name:\tx\nNSpid:\t10\t3\t1\nVmPeak:\t5 kB\n")
+    (proc / "10/stat").write_text("10 (a) b (c) S 1 " + " ".join(map(str, range(5, 60))) + "\n")
+    (proc / "11/status").write_text("NSpid:\n")
+    (proc / "11/stat").write_text("11 (cut")
+
+    nvml = FakeNvml(({10: 0, 11: 0, 12: 0}, {}))
+    found = await NvmlProcesses(load(nvml), proc=proc).list_processes()
+
+    assert [(item.inner_pid, item.start_ticks) for item in found] == [(1, 22), (0, 0), (0, 0)]
+
+
+async def test_two_callers_are_answered_in_turn(tmp_path: Path) -> None:
+    nvml = FakeNvml(({10: MIB}, {}))
+    nvml.gate = threading.Event()
+    source = NvmlProcesses(load(nvml), proc=tmp_path)
+    both = asyncio.gather(source.list_processes(), source.list_processes(busy=True))
+    await asyncio.sleep(0)
+    nvml.gate.set()
+
+    first, second = await both
+    assert [item.busy_percent for item in first + second] == [None, 0]
 
 
 async def test_a_driver_that_is_not_there_may_come_back(tmp_path: Path) -> None:

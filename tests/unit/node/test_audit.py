@@ -31,13 +31,14 @@ class Driver:
         self.fault = False
         self.asked = 0
 
-    async def list_processes(self) -> tuple[CardProcess, ...]:
+    async def list_processes(self, *, busy: bool = False) -> tuple[CardProcess, ...]:
         """See `ProcessSource`."""
+        assert not busy
         self.asked += 1
         if self.fault:
             raise RetryError("NVML does not initialise")
         return tuple(
-            CardProcess(CARD, pid, used, ContainerPlace(pod, "c" * 64) if pod else None)
+            CardProcess(CARD, pid, used << 20, ContainerPlace(pod, "c" * 64) if pod else None)
             for pid, (used, pod) in self.used.items()
         )
 
