@@ -94,6 +94,8 @@ class RegionDevice:
         due_ns: CLOCK_MONOTONIC time by which all that was launched is paid for; 0 before any.
         throttled_ns: How long launches were held back, added up.
         limit_permille: The compute limit that was last obeyed; 1000 = none, 0 = not launched yet.
+        trim_permille: What charges are multiplied with, as the node wrote it; 0 = as they are.
+        gate: Not 0 holds launches back, as long as the node goes on changing it.
         waits: Launches held back up to each of WAIT_BOUNDS_SECONDS, and longer; they wrap at 2**32.
     """
 
@@ -106,6 +108,8 @@ class RegionDevice:
     due_ns: int
     throttled_ns: int
     limit_permille: int
+    trim_permille: int
+    gate: int
     alloc_count: int
     free_count: int
     oom_count: int
@@ -143,7 +147,7 @@ def slot_lock_offset(slot: int) -> int:
 
 
 def _decode_device(index: int, data: bytes) -> RegionDevice:
-    (uuid, limit, used, overhead, peak, _trim, _gate, busy, due, throttled, permille, *counts) = (
+    (uuid, limit, used, overhead, peak, trim, gate, busy, due, throttled, permille, *counts) = (
         _DEVICE.unpack_from(data, DEVICES_OFFSET + index * DEVICE_SIZE)
     )
     head, separator, _rest = uuid.partition(b"\0")
@@ -160,6 +164,8 @@ def _decode_device(index: int, data: bytes) -> RegionDevice:
         due_ns=due,
         throttled_ns=throttled,
         limit_permille=permille,
+        trim_permille=trim,
+        gate=gate,
         alloc_count=counts[0],
         free_count=counts[1],
         oom_count=counts[2],
@@ -196,7 +202,9 @@ def decode_region(data: bytes) -> RegionView:
         message = f"device_count is {device_count}, not within 1..{MAX_DEVICES}"
         raise ValueError(message)
     processes = []
-    for index in range(SLOT_COUNT):
+    # Few slots are in use, as a rule: the low byte of each state, before all of it.
+    states = data[SLOTS_OFFSET:FILE_SIZE:SLOT_SIZE]
+    for index in (index for index, low in enumerate(states) if low == SLOT_LIVE):
         state, _inflight, pid, host_pid, start, namespace, *used = _SLOT.unpack_from(
             data, slot_lock_offset(index)
         )
