@@ -1,0 +1,170 @@
+"""Who works on a card, who is alone on it, and who has to wait for whom.
+
+HAMi's words: under the core policy "default" a share is limited while others work on the card; a
+task of a lower priority (a greater number) waits while one of a higher priority works.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from hami_dra.contract.region import RegionDevice
+from hami_dra.policy.shares import OwnedUse, Share, ShareName
+from hami_dra.policy.trim import step_trim
+
+HOLD_SECONDS: Final = 3.0
+"""How long work counts after it was last seen: the driver's count lags by up to a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How shares stand to each other.
+
+    Attributes:
+        active: Those that work, or did a moment ago.
+        working: Those of them that were seen to at this reading.
+        alone: Those beside which nobody works.
+        rivals: By share that a gate can hold, those that it has to wait for when they work.
+    """
+
+    active: frozenset[ShareName]
+    working: frozenset[ShareName]
+    alone: frozenset[ShareName]
+    rivals: Mapping[ShareName, frozenset[ShareName]]
+
+
+@dataclass(slots=True)
+class _Account:
+    """What is remembered of a share between two readings."""
+
+    busy_ns: int
+    due_ns: int
+    throttled_ns: int
+
+
+@dataclass(slots=True)
+class Arbiter:
+    """Judges readings, one after the other."""
+
+    _accounts: dict[ShareName, _Account] = field(default_factory=dict)
+    _worked: dict[ShareName, float] = field(default_factory=dict)
+    _strangers: dict[str, float] = field(default_factory=dict)
+    _trims: dict[ShareName, int] = field(default_factory=dict)
+    _read: float | None = None
+
+    def judge(
+        self,
+        shares: Sequence[Share],
+        owned: Sequence[OwnedUse] | None,
+        devices: Mapping[ShareName, RegionDevice],
+        *,
+        held: frozenset[ShareName],
+        now: float,
+    ) -> Standing:
+        """Say who works and who is alone.
+
+        What cannot be seen counts as work: a limit that holds without need costs speed, one that
+        is lifted without right costs the neighbour.
+
+        Args:
+            shares: All on this node.
+            owned: What the driver lists; ``None`` if it does not answer.
+            devices: What the regions say.
+            held: Shares that a gate holds now.
+            now: Seconds of a clock that never goes back.
+        """
+        names = {share.name for share in shares}
+        self._worked = {name: at for name, at in self._worked.items() if name in names}
+        for share in shares:
+            if self._has_launched(share.name, devices.get(share.name)) or owned is None:
+                self._worked[share.name] = now
+        for item in owned or ():
+            if item.use.busy_permille == 0:
+                continue
+            for share in item.shares:
+                self._worked[share.name] = now
+            if not item.shares:
+                self._strangers[item.use.uuid] = now
+        active = frozenset(n for n, at in self._worked.items() if now - at < HOLD_SECONDS)
+        crowded = {u for u, at in self._strangers.items() if now - at < HOLD_SECONDS}
+        together = _find_together(owned or ())
+        alone, rivals = set(), {}
+        for share in shares:
+            own = together.get(share.name, frozenset()) | {share.name}
+            others = [o for o in shares if o.uuid == share.uuid and o.name not in own]
+            beside = (o for o in others if o.name in active and not _gives_way(o, share, held))
+            if share.uuid not in crowded and not any(beside):
+                alone.add(share.name)
+            first = frozenset(other.name for other in others if other.priority < share.priority)
+            if first and share.is_paced:
+                rivals[share.name] = first
+        working = frozenset(name for name in active if self._worked[name] == now)
+        return Standing(active, working, frozenset(alone), rivals)
+
+    def trim(
+        self,
+        shares: Sequence[Share],
+        owned: Sequence[OwnedUse],
+        devices: Mapping[ShareName, RegionDevice],
+        *,
+        alone: frozenset[ShareName],
+        now: float,
+    ) -> dict[ShareName, int]:
+        """Return by how much each share's charges are to be corrected from now on.
+
+        Shares that are used together are paid from all at once; the first one's factor holds.
+        """
+        elapsed_ns = 0 if self._read is None else max(int((now - self._read) * 1e9), 1)
+        self._read = now
+        trims: dict[ShareName, int] = {}
+        for share in shares:
+            device = devices.get(share.name)
+            known = self._accounts.get(share.name)
+            if device is None or known is None or not elapsed_ns:
+                continue
+            mine = [item for item in owned if item.shares and item.shares[0].name == share.name]
+            bill = max((item.shares for item in mine), key=len, default=(share,))
+            lifted = any(part.name in alone for part in bill)
+            on_card = [item.use for item in owned if item.use.uuid == share.uuid]
+            if not all(use.busy_permille is not None for use in on_card):
+                continue
+            observed = sum(item.use.busy_permille or 0 for item in mine)
+            waited = max(device.throttled_ns - known.throttled_ns, 0)
+            trims[share.name] = step_trim(
+                self._trims.get(share.name, 0),
+                limit=0 if lifted else sum(part.permille for part in bill),
+                observed=observed,
+                throttled=min(waited * 1000 // elapsed_ns, 1000),
+                others=sum(use.busy_permille or 0 for use in on_card) - observed,
+            )
+        self._trims = trims
+        return trims
+
+    def remember(self, devices: Mapping[ShareName, RegionDevice]) -> None:
+        """Keep what the regions say, for the next reading to be compared with."""
+        self._accounts = {
+            name: _Account(device.busy_ns, device.due_ns, device.throttled_ns)
+            for name, device in devices.items()
+        }
+
+    def _has_launched(self, name: ShareName, device: RegionDevice | None) -> bool:
+        known = self._accounts.get(name)
+        if device is None:
+            return False
+        if known is None:
+            return device.busy_ns != 0
+        return (known.busy_ns, known.due_ns) != (device.busy_ns, device.due_ns)
+
+
+def _gives_way(other: Share, share: Share, held: frozenset[ShareName]) -> bool:
+    return other.priority > share.priority and other.name in held
+
+
+def _find_together(owned: Iterable[OwnedUse]) -> dict[ShareName, frozenset[ShareName]]:
+    """Return what each share is used together with by one process."""
+    together: dict[ShareName, frozenset[ShareName]] = {}
+    for item in owned:
+        names = frozenset(share.name for share in item.shares)
+        for name in names:
+            together[name] = together.get(name, frozenset()) | names
+    return together
