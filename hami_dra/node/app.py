@@ -42,6 +42,7 @@ from hami_dra.kubeletplugin.publisher import Publisher
 from hami_dra.kubeletplugin.registration import Registration
 from hami_dra.kubeletplugin.service import VERSIONS, DraService
 from hami_dra.node import healthstream
+from hami_dra.node.arbitration import Arbitration
 from hami_dra.node.audit import EnforcementAudit
 from hami_dra.node.basedevices import BaseDevices
 from hami_dra.node.cards import Cards
@@ -51,6 +52,7 @@ from hami_dra.node.claimwatch import ClaimWatch, FollowedClaims
 from hami_dra.node.configfile import ConfigFile
 from hami_dra.node.copies import read_copies
 from hami_dra.node.cordon import CordonWatch
+from hami_dra.node.gates import Gates
 from hami_dra.node.healthstream import HealthStream
 from hami_dra.node.inventory import Inventory
 from hami_dra.node.ledger import Ledger
@@ -93,9 +95,11 @@ async def run_node(
     settings.check()
     readiness = Readiness(*CONDITIONS)
     registry = CollectorRegistry()
+    library = NvmlLibrary(settings.driver_root)
     if source is None:
         nvml = NvmlSource(settings.driver_root, sysfs=settings.sysfs)
-        source, events = nvml, events or NvmlEvents(nvml.library)
+        library = nvml.library
+        source, events = nvml, events or NvmlEvents(library)
     async with (
         AsyncExitStack() as opened,
         connect(settings.kubeconfig) as session,
@@ -115,7 +119,7 @@ async def run_node(
         if state is not None:
             loop, config_file = asyncio.get_running_loop(), ConfigFile(settings.config)
             config = await loop.run_in_executor(state.executor, config_file.read)
-            inputs = _Inputs(source, events, config_file, config)
+            inputs = _Inputs(source, events, NvmlProcesses(library), config_file, config)
             node = _Node(settings, Api(session), state, readiness, inputs, step)
             registry.register(node.metrics)
             registry.register(node.claim_metrics)
@@ -139,6 +143,7 @@ class _Inputs:
 
     source: GpuSource
     events: EventSource | None
+    processes: NvmlProcesses
     config_file: ConfigFile
     config: NodeConfig
 
@@ -210,7 +215,7 @@ class _Node:
             leads=instance.check_lead,
         )
         self.audit = EnforcementAudit(
-            NvmlProcesses(NvmlLibrary(settings.driver_root)),
+            inputs.processes,
             self.watch.held,
             events=PodEvents(api, SystemClock(), reporter=f"{FIELD_MANAGER}-node"),
             api=api,
@@ -218,6 +223,17 @@ class _Node:
             context_mib=settings.audit_context_mib,
             evict=settings.audit_evict,
             leads=instance.check_lead,
+        )
+        self.gates = Gates(SystemClock())
+        self.arbitration = Arbitration(
+            inputs.processes,
+            self.watch.held,
+            directories=files.directories,
+            files=executor,
+            locks=locks,
+            gates=self.gates,
+            leads=instance.check_lead,
+            clock=SystemClock(),
         )
         self.recovery = Recovery(
             ledger=state.ledger,
@@ -275,6 +291,8 @@ class _Node:
         supervisor.spawn("claims", self.watch.run())
         if settings.audit_seconds:
             supervisor.spawn("audit", self.audit.run())
+        supervisor.spawn("arbitration", self.arbitration.run())
+        supervisor.spawn("gates", self.gates.run())
         supervisor.spawn("repair", self.recovery.repair_forever(settings.repair_seconds))
         supervisor.spawn("sweep", self.recovery.sweep_forever())
         if instance.name:

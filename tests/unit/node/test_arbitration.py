@@ -1,0 +1,352 @@
+"""What the node tells programs, between a driver that says what it is told and real files."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hami_dra.contract.errors import RetryError
+from hami_dra.contract.grant import decode_grant
+from hami_dra.contract.region import RegionDevice, RegionView
+from hami_dra.gpu.processes import CardProcess
+from hami_dra.kubeletplugin.locks import ClaimLocks
+from hami_dra.node.arbitration import Arbitration
+from hami_dra.node.gates import LINGER_SECONDS, Gates
+from hami_dra.node.regionfile import open_region, read_region
+from hami_dra.node.sharedir import ShareDirectories
+from hami_dra.policy.audit import HeldClaim, Pod
+from hami_dra.policy.cgroups import ContainerPlace
+from hami_dra.service.clock import ManualClock
+from tests.unit.node.test_regionfile import encode_region
+from tests.unit.policy.test_audit import CARD, device, hold
+
+MIB = 1 << 20
+
+
+class Driver:
+    """Lists the processes of pods: pod, MiB and percent by pid."""
+
+    def __init__(self) -> None:
+        self.processes: dict[int, tuple[str, int, int | None]] = {}
+        self.fault = False
+        self.asked = 0
+
+    async def list_processes(self, *, busy: bool = False) -> tuple[CardProcess, ...]:
+        """See `ProcessSource`."""
+        assert busy
+        self.asked += 1
+        if self.fault:
+            raise RetryError("the driver hangs")
+        return tuple(
+            CardProcess(
+                CARD,
+                pid,
+                mib * MIB,
+                ContainerPlace(f"uid-{pod}", "c" * 64),
+                busy_percent=percent,
+                inner_pid=pid % 100,
+                start_ticks=pid * 10,
+            )
+            for pid, (pod, mib, percent) in self.processes.items()
+        )
+
+
+class Node:
+    """An arbitration with the claims that it is told are held."""
+
+    def __init__(self, state: Path, files: ThreadPoolExecutor) -> None:
+        self.driver = Driver()
+        self.clock = ManualClock()
+        self.directories = ShareDirectories(state)
+        self.gates = Gates(self.clock)
+        self.held: list[HeldClaim] = []
+        self.leads = True
+        self.locks = ClaimLocks()
+        self.arbitration = Arbitration(
+            self.driver,
+            lambda: self.held,
+            directories=self.directories,
+            files=files,
+            locks=self.locks,
+            gates=self.gates,
+            leads=self._leads,
+            clock=self.clock,
+        )
+
+    async def _leads(self) -> bool:
+        return self.leads
+
+    def add(self, name: str, *, slot: tuple[int, int, int] | None = None, **changes: Any) -> None:
+        """Prepare a claim of one card for a pod of its name, which has made its region."""
+        facts = {"cores_percent": 30, "memory_mib": 1000} | changes
+        claim = hold(name, Pod("team", name, f"uid-{name}"), devices=(device(**facts),))
+        self.held.append(claim)
+        self.directories.ensure(claim.binding)
+        region = encode_region(CARD, slots={0: slot} if slot else None)
+        (self.directory(name) / "region").write_bytes(region)
+
+    def directory(self, name: str) -> Path:
+        """Where a claim's region is."""
+        return self.directories.region_path(f"claim-{name}", "gpu")
+
+    async def look(self, times: int = 1) -> None:
+        """Look so many times, a second apart."""
+        for _ in range(times):
+            self.clock.advance(1)
+            await self.arbitration.look()
+
+    def step(self, seconds: float = 0.02) -> None:
+        """Let the gates look once, after some time."""
+        self.clock.advance(seconds)
+        self.gates.step()
+
+    def region(self, name: str) -> RegionView:
+        """Return what a claim's region says."""
+        view = read_region(self.directory(name))
+        assert view is not None
+        return view
+
+    def card(self, name: str) -> RegionDevice:
+        """Return what it says of its card."""
+        return self.region(name).devices[0]
+
+    def alone(self, *names: str) -> list[bool]:
+        """Return whether grants say so."""
+        paths = (self.directories.grant_path(f"claim-{name}", "gpu") for name in names)
+        return [decode_grant(path.read_bytes()).devices[0].alone for path in paths]
+
+    def launch(self, name: str, busy_ns: int) -> None:
+        """Charge GPU time as libvgpu does."""
+        with (self.directory(name) / "region").open("r+b") as file:
+            file.seek(256 + 152)
+            file.write(busy_ns.to_bytes(8, "little"))
+
+
+@contextmanager
+def making_node(state: Path) -> Iterator[Node]:
+    with ThreadPoolExecutor(max_workers=1) as files:
+        node = Node(state, files)
+        try:
+            yield node
+        finally:
+            node.gates.watch(())
+            node.gates.step()
+            node.gates.executor.shutdown()
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    with making_node(tmp_path) as made:
+        yield made
+
+
+async def test_the_drivers_part_of_memory_reaches_the_region(node: Node) -> None:
+    node.add("a", slot=(7, 1070, 600 * MIB))
+    node.driver.processes = {107: ("a", 1000, 0)}
+    await node.look()
+    assert node.card("a").overhead_bytes == 0, "one reading may be wrong"
+    await node.look()
+
+    assert node.card("a").overhead_bytes == 400 * MIB
+    assert node.region("a").processes[0].host_pid == 107
+    (figures,) = node.arbitration.statistics().shares
+    assert (figures.overhead_bytes, figures.used_bytes) == (400 * MIB, 1000 * MIB)
+    node.driver.processes = {}
+    await node.look()
+    assert node.card("a").overhead_bytes == 0
+
+
+async def test_a_driver_that_does_not_answer_changes_no_memory_and_lifts_no_limit(
+    node: Node,
+) -> None:
+    node.add("a", slot=(7, 1070, 0))
+    node.add("b")
+    node.driver.processes = {107: ("a", 300, 0)}
+    await node.look(5)
+    assert (node.card("a").overhead_bytes, node.alone("a", "b")) == (300 * MIB, [True, True])
+    node.driver.fault = True
+    await node.look()
+
+    assert (node.card("a").overhead_bytes, node.alone("a", "b")) == (300 * MIB, [False, False])
+    assert node.arbitration.statistics().failures == 1
+
+
+async def test_who_is_alone_is_told_in_the_grant_and_stays_told(node: Node) -> None:
+    node.add("a")
+    node.add("b")
+    node.driver.processes = {107: ("a", 1, 50)}
+    await node.look()
+    assert node.alone("a", "b") == [True, False]
+
+    # Recovery and limit changes write grants, and know nothing of this.
+    changed = replace(
+        node.held[0].binding, devices=(replace(node.held[0].binding.devices[0], cores_percent=9),)
+    )
+    node.directories.ensure(changed)
+    node.directories.ensure(node.held[1].binding)
+    assert node.alone("a", "b") == [True, False]
+
+    node.driver.processes |= {108: ("b", 1, 20)}
+    await node.look()
+    assert node.alone("a", "b") == [False, False]
+    grant = decode_grant(node.directories.grant_path("claim-a", "gpu").read_bytes())
+    assert (grant.sequence % 2, grant.devices[0].cores_percent) == (0, 9)
+
+
+async def test_whoever_works_on_the_claim_comes_first(node: Node) -> None:
+    node.add("a")
+    async with node.locks.hold("claim-a"):
+        await node.look()
+        assert node.alone("a") == [False]
+    await node.look()
+    assert node.alone("a") == [True]
+
+
+async def test_only_the_instance_that_leads_writes(node: Node) -> None:
+    node.add("a", slot=(7, 1070, 0))
+    node.driver.processes = {107: ("a", 300, 50)}
+    node.leads = False
+    await node.look(3)
+    assert (node.alone("a"), node.card("a").overhead_bytes) == ([False], 0)
+    assert (node.driver.asked, node.arbitration.statistics().shares) == (0, ())
+
+    node.leads = True
+    await node.look(2)
+    assert (node.alone("a"), node.card("a").overhead_bytes) == ([True], 300 * MIB)
+
+
+async def test_the_correction_is_told_and_taken_back(node: Node) -> None:
+    node.add("a")
+    node.add("b", cores_percent=0)
+    node.driver.processes = {107: ("a", 1, 60), 108: ("b", 1, 30)}
+    await node.look(3)
+    assert node.card("a").trim_permille > 1000
+    assert node.card("b").trim_permille == 0
+    node.driver.processes = {107: ("a", 1, 60)}
+    await node.look(5)
+    assert (node.alone("a"), node.card("a").trim_permille) == ([True], 1000)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 336128, None])
+async def test_a_region_that_is_none_costs_its_neighbour_nothing(
+    node: Node, content: bytes | None
+) -> None:
+    node.add("a")
+    node.add("b", slot=(8, 1080, 0))
+    path = node.directory("a") / "region"
+    path.unlink()
+    if content is None:
+        path.symlink_to("/etc/passwd")
+    else:
+        path.write_bytes(content)
+    node.driver.processes = {107: ("a", 300, 10), 108: ("b", 200, 0)}
+    await node.look(2)
+
+    assert node.card("b").overhead_bytes == 200 * MIB
+    assert node.alone("a", "b") == [True, False]
+    assert node.arbitration.statistics().damaged == 1
+
+
+async def test_a_region_of_other_cards_is_not_written(node: Node) -> None:
+    node.add("a")
+    (node.directory("a") / "region").write_bytes(encode_region("GPU-other"))
+    node.driver.processes = {107: ("a", 300, 10)}
+    await node.look(3)
+
+    assert node.card("a").overhead_bytes == 0
+
+
+async def test_a_lower_priority_waits_while_a_higher_launches(node: Node) -> None:
+    node.add("high", priority=0)
+    node.add("low")
+    node.driver.processes = {108: ("low", 1, 30)}
+    await node.look()  # the lower one works, so the higher is charged for what it launches
+    node.step()
+    assert (node.card("low").gate, node.gates.held()) == (0, frozenset())
+
+    node.launch("high", 1000)
+    node.step()
+    first = node.card("low").gate
+    assert first != 0
+    assert node.card("high").gate == 0
+    for second in range(1, 30):
+        node.launch("high", 1000 + second)
+        node.step(0.09)
+    assert node.card("low").gate not in {0, first}, "renewed, or libvgpu takes it for left behind"
+    node.step(LINGER_SECONDS / 2)
+    assert node.card("low").gate != 0
+    node.step(LINGER_SECONDS)
+    assert node.card("low").gate == 0
+
+
+async def test_a_higher_priority_that_has_the_card_is_not_limited_and_goes_on_holding_it(
+    node: Node,
+) -> None:
+    node.add("high", priority=0)
+    node.add("low")
+    node.driver.processes = {107: ("high", 1, 0), 108: ("low", 1, 30)}
+    await node.look()
+    node.step()
+    assert node.alone("high", "low") == [False, True]
+    node.launch("high", 1000)
+    node.step()
+    # The driver lags: its count of this second has nothing of it yet.
+    await node.look()
+    assert node.alone("high", "low") == [True, False]
+    node.driver.processes = {107: ("high", 1, 90), 108: ("low", 1, 5)}
+    for _ in range(3):
+        node.step(0.3)
+        assert node.card("low").gate != 0
+    await node.look(2)
+    node.step()
+    assert (node.alone("high"), node.card("low").gate != 0) == ([True], True)
+    node.driver.processes = {107: ("high", 1, 0), 108: ("low", 1, 0)}
+    await node.look()
+    node.step()
+    assert node.card("low").gate == 0
+
+
+async def test_a_higher_priority_that_is_not_charged_is_seen_by_the_driver(node: Node) -> None:
+    node.add("high", priority=0, cores_percent=0)
+    node.add("low")
+    node.driver.processes = {107: ("high", 1, 50)}
+    await node.look()
+    node.step()
+    assert node.card("low").gate != 0
+    node.driver.processes = {107: ("high", 1, 0)}
+    await node.look()
+    node.step()
+    assert node.card("low").gate == 0
+
+
+async def test_gates_open_when_nobody_looks_after_them(node: Node) -> None:
+    node.add("high", priority=0, cores_percent=0)
+    node.add("low")
+    node.driver.processes = {107: ("high", 1, 50)}
+    await node.look()
+    node.step()
+    assert node.card("low").gate != 0
+    node.leads = False
+    await node.look()
+    node.step()
+    assert node.card("low").gate == 0
+
+
+async def test_a_gate_that_a_dead_node_left_is_opened(node: Node) -> None:
+    node.add("a")
+    region = open_region(node.directory("a"), write=True)
+    assert region is not None
+    with region:
+        region.write_gate(0, 5)
+    await node.look()
+
+    assert node.card("a").gate == 0
+
+
+async def test_without_claims_nobody_is_asked(node: Node) -> None:
+    await node.look(3)
+    assert node.driver.asked == 0
