@@ -14,6 +14,8 @@ from hami_dra.contract.names import CONFIG_API_VERSION, CONFIG_KIND
 CorePolicy = Literal["default", "force", "disable"]
 _MOST_PRIORITY: Final = 2**31 - 1
 _WHOLE_PERCENT: Final = 100
+_LONGEST_BURST_MS: Final = 1000
+"""libvgpu takes no more: a share that saved up for longer would stop its neighbours for as long."""
 _NOT_OFFERED: Final = {
     "oversubscription": "is not offered: nothing moves a program's memory to the host when the "
     "card is full, so a share would have memory that is not there; remove it",
@@ -34,6 +36,9 @@ class ShareConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         priority: HAMi's task priority, 0 before 1 before 2; ``None``: libvgpu's default, 1.
         core_policy: When compute is throttled: ``force`` always, ``disable`` never, ``default``
             while others work on the card. ``None``: libvgpu's default.
+        core_ceiling_percent: What compute is raised to while nobody else works on the card, under
+            ``force`` as well; ``None``: the whole card, and under ``force`` not at all.
+        core_burst_ms: How much time of an unused share can be saved up; ``None``: 10.
         disable_control: Hand out the share, but hold nobody to it (CUDA_DISABLE_CONTROL).
     """
 
@@ -43,6 +48,8 @@ class ShareConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     memory_limit_percent: int | None = msgspec.field(name="memoryLimitPercent", default=None)
     priority: int | None = None
     core_policy: CorePolicy | None = msgspec.field(name="corePolicy", default=None)
+    core_ceiling_percent: int | None = msgspec.field(name="coreCeilingPercent", default=None)
+    core_burst_ms: int | None = msgspec.field(name="coreBurstMs", default=None)
     disable_control: bool = msgspec.field(name="disableControl", default=False)
 
 
@@ -79,7 +86,26 @@ def decode_share_config(parameters: object, *, field: str) -> ShareConfig:
             f"must be from 0 (first) to {_MOST_PRIORITY}, got {config.priority}",
             field=f"{field}.priority",
         )
+    _check_compute(config, field)
     return config
+
+
+def _check_compute(config: ShareConfig, field: str) -> None:
+    ceiling, burst = config.core_ceiling_percent, config.core_burst_ms
+    if ceiling is not None and not 0 < ceiling <= _WHOLE_PERCENT:
+        raise UserError(
+            f"must be from 1 to {_WHOLE_PERCENT}, got {ceiling}",
+            field=f"{field}.coreCeilingPercent",
+        )
+    if ceiling is not None and config.core_policy == "disable":
+        raise UserError(
+            "raises a limit that corePolicy: disable takes away; write one of them",
+            field=f"{field}.coreCeilingPercent",
+        )
+    if burst is not None and not 0 < burst <= _LONGEST_BURST_MS:
+        raise UserError(
+            f"must be from 1 to {_LONGEST_BURST_MS}, got {burst}", field=f"{field}.coreBurstMs"
+        )
 
 
 def _check_percent(percent: int, limit_mib: int | None, field: str) -> None:

@@ -31,6 +31,7 @@ from hami_dra.policy.arbitration import Arbiter, Standing
 from hami_dra.policy.audit import HeldClaim
 from hami_dra.policy.overhead import OverheadMeter
 from hami_dra.policy.shares import (
+    WHOLE_PERMILLE,
     CardUse,
     GrantName,
     OwnedUse,
@@ -378,7 +379,8 @@ def _find_contests(
         share.name
         for share in shares
         # What is not limited now is not charged, so its launches show in no region.
-        if not share.is_paced or share.name in told.standing.alone
+        if not share.is_paced
+        or (share.name in told.standing.alone and share.permille_alone == WHOLE_PERMILLE)
     }
     return [
         Contest(

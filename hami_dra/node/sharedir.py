@@ -202,6 +202,8 @@ def _grant_device(device: BoundDevice) -> GrantDevice:
         control_disabled=device.control_disabled,
         core_policy=device.core_policy or "default",
         priority=device.priority,
+        ceiling_percent=device.ceiling_percent,
+        burst_ms=device.burst_ms,
     )
 
 

@@ -71,6 +71,8 @@ class BoundDevice:
         priority: HAMi's task priority; ``None`` for libvgpu's default.
         core_policy: When compute is throttled; ``None`` for libvgpu's default.
         control_disabled: The limits are told, but not enforced.
+        ceiling_percent: What compute is raised to while nobody else works on the card; 0 = all.
+        burst_ms: Time of an unused share that can be saved up; 0 for libvgpu's default.
         subrequest: "small" of "g/small"; "" where the request has no alternatives.
         mig: What of the card it is, if the card is divided; `uuid` is then the device's and
             `minor` the card's.
@@ -93,6 +95,8 @@ class BoundDevice:
     core_policy: CorePolicy | None = None
     control_disabled: bool = False
     subrequest: str = ""
+    ceiling_percent: int = 0
+    burst_ms: int = 0
     mig: BoundPart | None = None
 
     @property
@@ -279,6 +283,8 @@ def _bind_result(
         priority=config.priority if config else None,
         core_policy=config.core_policy if config else None,
         control_disabled=config.disable_control if config else False,
+        ceiling_percent=(config.core_ceiling_percent or 0) if config else 0,
+        burst_ms=(config.core_burst_ms or 0) if config else 0,
     )
 
 

@@ -101,6 +101,7 @@ def check_claim(
     path = f"{field}.devices"
     requests = list(enumerate(devices.requests or ()))
     memory: dict[str, int | None] = {}
+    cores: dict[str, int] = {}
     demands = []
     for index, request in requests:
         needs = []
@@ -108,6 +109,7 @@ def check_claim(
             need = _check_ask(ask, where) if ask.device_class_name == DEVICE_CLASS else None
             memory[name] = need.memory_mib if need and need.memory_mib else None
             if need is not None:
+                cores[name] = need.cores
                 needs.append(need)
         # With an alternative in another class, ours need not fit.
         if needs and len(needs) == len(request.first_available or (None,)):
@@ -116,6 +118,7 @@ def check_claim(
         if config.opaque is not None and config.opaque.driver == DRIVER_NAME:
             where = f"{path}.config[{index}]"
             decoded = _check_config(config, config.opaque, memory, where)
+            _check_ceiling(decoded, config, cores, f"{where}.opaque.parameters")
             if decoded.disable_control and not allow_disable_control:
                 raise UserError(
                     "lifts the limits of the share, which this cluster does not allow; remove it",
@@ -197,3 +200,25 @@ def _check_config(
                 field=f"{parameters}.memoryLimitMiB",
             )
     return decoded
+
+
+def _check_ceiling(
+    decoded: ShareConfig, config: Config, cores: Mapping[str, int], path: str
+) -> None:
+    """Refuse a ceiling below what a request has anyway.
+
+    Args:
+        decoded: The configuration.
+        config: Its entry.
+        cores: Request, or request/subrequest, to the percent it asks for; 0 = not limited.
+        path: JSON path of the parameters.
+    """
+    ceiling = decoded.core_ceiling_percent
+    targets = set(config.requests or cores)
+    for name, percent in cores.items():
+        if ceiling is not None and targets & {name, name.partition("/")[0]} and ceiling < percent:
+            raise UserError(
+                f"is {ceiling}, but request {name!r} has {percent} percent at any time; a ceiling "
+                "is what it is raised to while nobody else works on the card",
+                field=f"{path}.coreCeilingPercent",
+            )

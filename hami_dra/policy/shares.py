@@ -79,6 +79,13 @@ class Share:
         """Whether libvgpu holds its launches back at all."""
         return self.permille < WHOLE_PERMILLE
 
+    @property
+    def permille_alone(self) -> int:
+        """The limit while nobody else works on the card."""
+        if self.core_policy == "force" and not self.ceiling_percent:
+            return self.permille
+        return max(self.permille, min(self.ceiling_percent or _WHOLE_PERCENT, _WHOLE_PERCENT) * 10)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CardUse:
@@ -147,6 +154,7 @@ def list_shares(held: Iterable[HeldClaim]) -> list[Share]:
                     pods=frozenset(pod.uid for pod in claim.pods),
                     memory_bytes=device.memory_mib * MIB,
                     cores_percent=device.cores_percent,
+                    ceiling_percent=device.ceiling_percent,
                     core_policy=device.core_policy or "default",
                     priority=DEFAULT_PRIORITY if device.priority is None else device.priority,
                     control_disabled=device.control_disabled,

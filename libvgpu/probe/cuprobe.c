@@ -6,16 +6,19 @@
  *   cuprobe alloc MIB [MIB...] [--json]
  *   cuprobe hold MIB
  *   cuprobe busy MS
+ *   cuprobe work KERNEL_US SECONDS
  */
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "api.h"
 
 #define MIB (1024ull * 1024)
+#define WORK_AHEAD 4 /* launches before the program waits for the card */
 
 static bool json;
 
@@ -183,10 +186,47 @@ static int busy(unsigned long long ms)
 	return 0;
 }
 
+static unsigned long long now_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (unsigned long long)now.tv_sec * 1000 + (unsigned long long)now.tv_nsec / 1000000;
+}
+
+/* Keeps the card busy with kernels of one length, and says about once a second how much
+ * of them was done, by a clock that all containers of a machine share. */
+static int work(unsigned long long us, unsigned long long seconds)
+{
+	unsigned long long ns = us * 1000, from = now_ms(), end = from + seconds * 1000, done = 0;
+	void *params[] = {&ns};
+	CUfunction function;
+	CUmodule module;
+
+	TRY(ModuleLoadData(&module, "probe"));
+	TRY(ModuleGetFunction(&function, module, "busy_ns"));
+	while (from < end) {
+		unsigned long long now;
+
+		for (int i = 0; i < WORK_AHEAD; i++)
+			TRY(LaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, NULL, params, NULL));
+		TRY(CtxSynchronize());
+		done += WORK_AHEAD;
+		now = now_ms();
+		if (now - from < 1000 && now < end)
+			continue;
+		printf("{\"from_ms\": %llu, \"until_ms\": %llu, \"busy_ms\": %llu}\n", from, now,
+		       done * us / 1000);
+		from = now;
+		done = 0;
+	}
+	return 0;
+}
+
 static int usage(void)
 {
-	fprintf(stderr,
-		"usage: cuprobe devices [--json] | alloc MIB... [--json] | hold MIB | busy MS\n");
+	fprintf(stderr, "usage: cuprobe devices [--json] | alloc MIB... [--json] | hold MIB | "
+			"busy MS | work KERNEL_US SECONDS\n");
 	return 2;
 }
 
@@ -223,5 +263,7 @@ int main(int argc, char **argv)
 		return hold(strtoull(argv[1], NULL, 10));
 	if (strcmp(argv[0], "busy") == 0)
 		return busy(strtoull(argv[1], NULL, 10));
+	if (strcmp(argv[0], "work") == 0 && count > 2)
+		return work(strtoull(argv[1], NULL, 10), strtoull(argv[2], NULL, 10));
 	return usage();
 }

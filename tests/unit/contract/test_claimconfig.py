@@ -21,11 +21,14 @@ def test_every_field_travels() -> None:
         "memoryLimitPercent": 50,
         "priority": 0,
         "corePolicy": "force",
+        "coreCeilingPercent": 60,
+        "coreBurstMs": 25,
         "disableControl": True,
     }
     config = decode_share_config(everything, field="x")
 
     assert (config.memory_limit_percent, config.priority, config.core_policy) == (50, 0, "force")
+    assert (config.core_ceiling_percent, config.core_burst_ms) == (60, 25)
     assert config.disable_control
     assert encode_share_config(config) == everything
     assert encode_share_config(decode_share_config(KIND, field="x")) == KIND
@@ -41,6 +44,15 @@ def test_every_field_travels() -> None:
         ({**KIND, "priority": 2**31}, "got 2147483648"),
         ({**KIND, "priority": "0"}, "Expected `int | null`"),
         ({**KIND, "corePolicy": "FORCE"}, "Invalid enum value 'FORCE'"),
+        ({**KIND, "coreCeilingPercent": 0}, "coreCeilingPercent: must be from 1 to 100, got 0"),
+        ({**KIND, "coreCeilingPercent": 101}, "must be from 1 to 100, got 101"),
+        ({**KIND, "coreCeilingPercent": 50.5}, "Expected `int | null`"),
+        (
+            {**KIND, "coreCeilingPercent": 50, "corePolicy": "disable"},
+            "coreCeilingPercent: raises a limit that corePolicy: disable takes away",
+        ),
+        ({**KIND, "coreBurstMs": 0}, "coreBurstMs: must be from 1 to 1000, got 0"),
+        ({**KIND, "coreBurstMs": 1001}, "got 1001"),
         ({**KIND, "disableControl": 1}, "Expected `bool`"),
         ({**KIND, "memoryLimitMib": 1}, "unknown field `memoryLimitMib`"),
         ({**KIND, "memoryLimitMiB": "1"}, "Expected `int | null`"),

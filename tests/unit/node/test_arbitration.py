@@ -350,3 +350,16 @@ async def test_a_gate_that_a_dead_node_left_is_opened(node: Node) -> None:
 async def test_without_claims_nobody_is_asked(node: Node) -> None:
     await node.look(3)
     assert node.driver.asked == 0
+
+
+async def test_a_claims_ceiling_and_burst_are_in_its_grant_and_bound_who_is_alone(
+    node: Node,
+) -> None:
+    node.add("a", cores_percent=20, ceiling_percent=80, burst_ms=5)
+    await node.look()
+
+    grant = decode_grant(node.directories.grant_path("claim-a", "gpu").read_bytes())
+    (card,) = grant.devices
+    assert (card.ceiling_percent, card.burst_ms, card.alone) == (80, 5, True)
+    (figures,) = node.arbitration.statistics().shares
+    assert (figures.share.permille, figures.share.permille_alone) == (200, 800)

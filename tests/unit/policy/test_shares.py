@@ -349,3 +349,24 @@ def test_a_share_that_gets_too_little_beside_a_neighbour_is_charged_less() -> No
     assert trims(busy=(200, 500), waited_ms=900, alone=True)[0] == 1000
     assert trims(busy=(200, 0), waited_ms=900)[0] == 1000, "nobody is in its samples"
     assert trims(busy=(200, None), waited_ms=900)[0] == -1, "unknown: as it is"
+
+
+@pytest.mark.parametrize(
+    ("changes", "beside", "alone"),
+    [
+        ({}, 300, 1000),
+        ({"ceiling_percent": 80}, 300, 800),
+        ({"ceiling_percent": 20}, 300, 300),
+        ({"core_policy": "force"}, 300, 300),
+        ({"core_policy": "force", "ceiling_percent": 80}, 300, 800),
+        ({"core_policy": "disable"}, 1000, 1000),
+        ({"cores_percent": 0}, 1000, 1000),
+        ({"control_disabled": True}, 1000, 1000),
+    ],
+)
+def test_limits_are_those_that_libvgpu_makes_of_a_grant(
+    changes: dict[str, Any], beside: int, alone: int
+) -> None:
+    one = share("one", **changes)
+
+    assert (one.permille, one.permille_alone) == (beside, alone)

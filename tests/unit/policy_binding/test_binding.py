@@ -236,9 +236,12 @@ def test_a_whole_scaled_card_is_all_that_is_published_of_it() -> None:
 
 
 def test_how_to_enforce_is_carried_to_the_share() -> None:
-    config = configure(priority=0, corePolicy="force", disableControl=True)
+    config = configure(
+        priority=0, corePolicy="force", disableControl=True, coreCeilingPercent=60, coreBurstMs=5
+    )
     (device,) = bind(make_claim(make_result(), config=config))
 
+    assert (device.ceiling_percent, device.burst_ms) == (60, 5)
     assert (device.priority, device.core_policy, device.control_disabled) == (0, "force", True)
     assert device.controlled
     assert device.memory_mib == 3000
@@ -248,6 +251,7 @@ def test_without_configuration_the_defaults_hold() -> None:
     (device,) = bind(make_claim(make_result()))
 
     assert (device.priority, device.core_policy, device.control_disabled) == (None, None, False)
+    assert (device.ceiling_percent, device.burst_ms) == (0, 0)
 
 
 @pytest.mark.parametrize(
