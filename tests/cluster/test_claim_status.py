@@ -149,7 +149,7 @@ def test_the_examples_of_the_reference_do_what_they_say(stack: Stack) -> None:
     cluster = stack.cluster
     page = (ROOT / "docs" / "reference" / "claim-config.md").read_text()
     examples = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 4
     for example in examples:
         name = yaml.safe_load(example)["metadata"]["name"]
         (mib,) = re.findall(r"# a program sees (\d+) MiB", example)
