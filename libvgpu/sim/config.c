@@ -70,6 +70,10 @@ static void set_card(struct sim_card *card, const char *key, char *value)
 		card->pitch = strtoull(value, NULL, 10);
 	} else if (strcmp(key, "pool_step_mib") == 0) {
 		card->pool_step = strtoull(value, NULL, 10) << 20;
+	} else if (strcmp(key, "concurrent_managed_access") == 0) {
+		card->managed_stays = atoi(value) == 0;
+	} else if (strcmp(key, "managed_free_async") == 0) {
+		card->managed_async = atoi(value) != 0;
 	} else if (strcmp(key, "sm_count") == 0) {
 		card->sm_count = atoi(value);
 	} else if (strcmp(key, "numa_node") == 0) {
@@ -121,6 +125,8 @@ static void set_top(struct sim_config *config, const char *key, const char *valu
 		config->cuda_version = atoi(value);
 	else if (strcmp(key, "init_error") == 0)
 		config->init_error = atoi(value);
+	else if (strcmp(key, "host_memory_mib") == 0)
+		config->host_memory = strtoull(value, NULL, 10) << 20;
 }
 
 int sim_config_read(const char *path, struct sim_config *config)
@@ -147,6 +153,7 @@ int sim_config_read(const char *path, struct sim_config *config)
 			card->sm_count = 108;
 			card->pitch = 512;
 			card->pool_step = 2 << 20;
+			card->managed_async = true;
 			card->cc_major = 8;
 			card->architecture = 7;
 			card->brand = 14;

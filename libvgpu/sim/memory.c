@@ -20,7 +20,11 @@ struct allocation {
 	CUcontext context; /* takes it along when it ends */
 	bool freed;        /* by a stream that gets there later */
 	uint64_t free_ns;
+	bool managed; /* and not tied to the card */
+	CUdevice preferred, accessed_by;
 };
+
+#define NOWHERE (-2) /* CU_DEVICE_INVALID */
 
 static struct allocation *allocations;
 static size_t count, capacity;
@@ -32,12 +36,20 @@ static size_t charge_of(size_t bytes)
 	return (bytes + step - 1) / step * step;
 }
 
+static void give_to_card(int card, size_t bytes, bool managed)
+{
+	if (managed)
+		sim_free_managed(card, bytes);
+	else
+		sim_free(card, bytes);
+}
+
 static void drop(size_t i)
 {
 	struct allocation *gone = &allocations[i];
 
 	munmap((void *)gone->address, gone->bytes); // NOLINT(performance-no-int-to-ptr)
-	sim_free(gone->card, gone->charged);
+	give_to_card(gone->card, gone->charged, gone->managed);
 	*gone = allocations[--count];
 }
 
@@ -69,7 +81,8 @@ CUresult sim_free_late(CUdeviceptr pointer, uint64_t when_ns)
 {
 	struct allocation *allocation = find(pointer);
 
-	if (!allocation)
+	if (!allocation ||
+	    (allocation->managed && !sim_config()->cards[allocation->card].managed_async))
 		return CUDA_ERROR_INVALID_VALUE;
 	allocation->freed = true;
 	allocation->free_ns = when_ns;
@@ -88,8 +101,13 @@ int sim_take_from_card(int card, size_t bytes)
 	return sim_alloc(card, bytes);
 }
 
+static int take(int card, size_t bytes, bool managed)
+{
+	return managed ? sim_alloc_managed(card, bytes) : sim_take_from_card(card, bytes);
+}
+
 static CUresult allocate_on(int card, CUcontext owner, CUdeviceptr *pointer, size_t bytes,
-			    int map_flags)
+			    int map_flags, bool managed)
 {
 	CUresult result = CUDA_SUCCESS;
 	void *memory;
@@ -112,38 +130,45 @@ static CUresult allocate_on(int card, CUcontext owner, CUdeviceptr *pointer, siz
 		capacity = bigger;
 	}
 	sim_reap_late();
-	error = sim_take_from_card(card, charge_of(bytes));
+	error = take(card, charge_of(bytes), managed);
 	if (error != 0) {
 		result = error == -ENOMEM ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_OPERATING_SYSTEM;
 	} else {
 		memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
 			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | map_flags, -1, 0);
 		if (memory == MAP_FAILED) {
-			sim_free(card, charge_of(bytes));
+			give_to_card(card, charge_of(bytes), managed);
 			result = CUDA_ERROR_OUT_OF_MEMORY;
 		} else {
 			*pointer = (CUdeviceptr)memory;
-			allocations[count++] = (struct allocation){
-				*pointer, bytes, charge_of(bytes), card, owner, false, 0};
+			allocations[count++] = (struct allocation){.address = *pointer,
+								   .bytes = bytes,
+								   .charged = charge_of(bytes),
+								   .card = card,
+								   .context = owner,
+								   .managed = managed,
+								   .preferred = NOWHERE,
+								   .accessed_by = NOWHERE};
 		}
 	}
 	pthread_mutex_unlock(&sim_mutex);
 	return result;
 }
 
-static CUresult allocate(CUdeviceptr *pointer, size_t bytes, int map_flags)
+static CUresult allocate(CUdeviceptr *pointer, size_t bytes, int map_flags, bool managed)
 {
 	CUcontext context;
 	CUresult result = sim_usable(&context);
 
 	return result != CUDA_SUCCESS
 		       ? result
-		       : allocate_on(context->card, context, pointer, bytes, map_flags);
+		       : allocate_on(context->card, context, pointer, bytes, map_flags,
+				     managed && !sim_config()->cards[context->card].managed_stays);
 }
 
 SIM CUresult cuMemAlloc_v2(CUdeviceptr *pointer, size_t bytes)
 {
-	return allocate(pointer, bytes, 0);
+	return allocate(pointer, bytes, 0, false);
 }
 
 SIM CUresult cuMemAlloc(CUdeviceptr_v1 *pointer, unsigned int bytes)
@@ -154,7 +179,7 @@ SIM CUresult cuMemAlloc(CUdeviceptr_v1 *pointer, unsigned int bytes)
 
 	if (!pointer)
 		return CUDA_ERROR_INVALID_VALUE;
-	result = allocate(&wide, bytes, MAP_32BIT);
+	result = allocate(&wide, bytes, MAP_32BIT, false);
 	if (result == CUDA_SUCCESS)
 		*pointer = (CUdeviceptr_v1)wide;
 	return result;
@@ -168,7 +193,68 @@ SIM CUresult cuMemAllocManaged(CUdeviceptr *pointer, size_t bytes, unsigned int 
 {
 	if (flags != CU_MEM_ATTACH_GLOBAL && flags != CU_MEM_ATTACH_HOST)
 		return CUDA_ERROR_INVALID_VALUE;
-	return allocate(pointer, bytes, 0);
+	return allocate(pointer, bytes, 0, true);
+}
+
+static struct allocation *find_around(CUdeviceptr start, size_t bytes)
+{
+	for (size_t i = count; i-- > 0;)
+		if (start >= allocations[i].address && bytes <= allocations[i].bytes &&
+		    start - allocations[i].address <= allocations[i].bytes - bytes)
+			return &allocations[i];
+	return NULL;
+}
+
+/* Of whole allocations only; what programs ask for here is where memory wants to be. */
+SIM CUresult cuMemAdvise(CUdeviceptr start, size_t bytes, int advice, CUdevice device)
+{
+	CUresult result = sim_ready();
+	struct allocation *allocation;
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	if (advice < CU_MEM_ADVISE_SET_READ_MOSTLY || advice > CU_MEM_ADVISE_UNSET_ACCESSED_BY)
+		return CUDA_ERROR_INVALID_VALUE;
+	if (device != CU_DEVICE_CPU && sim_card_of(device) < 0)
+		return CUDA_ERROR_INVALID_DEVICE;
+	pthread_mutex_lock(&sim_mutex);
+	allocation = find_around(start, bytes);
+	if (!allocation || !allocation->managed)
+		result = CUDA_ERROR_INVALID_VALUE;
+	else if (advice == CU_MEM_ADVISE_SET_PREFERRED_LOCATION)
+		allocation->preferred = device;
+	else if (advice == CU_MEM_ADVISE_UNSET_PREFERRED_LOCATION)
+		allocation->preferred = NOWHERE;
+	else if (advice == CU_MEM_ADVISE_SET_ACCESSED_BY)
+		allocation->accessed_by = device;
+	else if (advice == CU_MEM_ADVISE_UNSET_ACCESSED_BY)
+		allocation->accessed_by = NOWHERE;
+	pthread_mutex_unlock(&sim_mutex);
+	return result;
+}
+
+SIM CUresult cuMemRangeGetAttribute(void *data, size_t size, int attribute, CUdeviceptr start,
+				    size_t bytes)
+{
+	CUresult result = sim_ready();
+	struct allocation *allocation;
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	if (!data || size != sizeof(CUdevice) ||
+	    (attribute != CU_MEM_RANGE_ATTRIBUTE_PREFERRED_LOCATION &&
+	     attribute != CU_MEM_RANGE_ATTRIBUTE_ACCESSED_BY))
+		return CUDA_ERROR_INVALID_VALUE;
+	pthread_mutex_lock(&sim_mutex);
+	allocation = find_around(start, bytes);
+	if (!allocation || !allocation->managed)
+		result = CUDA_ERROR_INVALID_VALUE;
+	else
+		*(CUdevice *)data = attribute == CU_MEM_RANGE_ATTRIBUTE_ACCESSED_BY
+					    ? allocation->accessed_by
+					    : allocation->preferred;
+	pthread_mutex_unlock(&sim_mutex);
+	return result;
 }
 
 static CUresult allocate_rows(CUdeviceptr *pointer, size_t *pitch, size_t width, size_t height,
@@ -189,7 +275,7 @@ static CUresult allocate_rows(CUdeviceptr *pointer, size_t *pitch, size_t width,
 	row = (width + step - 1) / step * step;
 	if (height > SIZE_MAX / row)
 		return CUDA_ERROR_OUT_OF_MEMORY;
-	result = allocate(pointer, row * height, map_flags);
+	result = allocate(pointer, row * height, map_flags, false);
 	if (result == CUDA_SUCCESS)
 		*pitch = row;
 	return result;
@@ -288,16 +374,20 @@ SIM CUresult cuMemGetInfo(unsigned int *available, unsigned int *total)
 	return CUDA_SUCCESS;
 }
 
+/* For tests: what of the card's managed memory is in the host's. */
+SIM unsigned long long simOnHost(int card)
+{
+	return sim_load() == 0 ? sim_on_host(card) : 0;
+}
+
 /* Host address of a range of device memory, or NULL. */
 static void *range(CUdeviceptr start, size_t bytes)
 {
 	void *found = NULL;
 
 	pthread_mutex_lock(&sim_mutex);
-	for (size_t i = 0; i < count && !found; i++)
-		if (start >= allocations[i].address && bytes <= allocations[i].bytes &&
-		    start - allocations[i].address <= allocations[i].bytes - bytes)
-			found = (void *)start; // NOLINT(performance-no-int-to-ptr)
+	if (find_around(start, bytes))
+		found = (void *)start; // NOLINT(performance-no-int-to-ptr)
 	if (!found && (sim_mapped(start, bytes) || sim_pool_holds(start, bytes)))
 		found = (void *)start; // NOLINT(performance-no-int-to-ptr)
 	pthread_mutex_unlock(&sim_mutex);

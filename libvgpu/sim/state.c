@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "config.h"
+#include "managed.h"
 
 #define MAGIC UINT64_C(0x3130545355504753)
 #define LOCK_BYTE 0
@@ -127,8 +128,8 @@ static int map_state(void)
 	return result;
 }
 
-/* Takes over what may change under running processes: the cards' health, and
- * whether NVML initialises (a driver can be loaded later). */
+/* Takes over what may change under running processes: the cards' health, what room
+ * managed memory has, and whether NVML initialises (a driver can be loaded later). */
 static void refresh(void)
 {
 	struct sim_config fresh;
@@ -143,8 +144,10 @@ static void refresh(void)
 		return;
 	config_time = status.st_mtim;
 	config.init_error = fresh.init_error;
+	config.host_memory = fresh.host_memory;
 	for (int i = 0; i < config.card_count; i++) {
 		config.cards[i].lost = fresh.cards[i].lost;
+		config.cards[i].managed_stays = fresh.cards[i].managed_stays;
 		config.cards[i].faults = fresh.cards[i].faults;
 		config.cards[i].mig_create_error = fresh.cards[i].mig_create_error;
 		config.cards[i].mig_destroy_error = fresh.cards[i].mig_destroy_error;
@@ -330,6 +333,9 @@ static int change(int card, int64_t bytes, int contexts)
 			bytes -= (int64_t)config.cards[card].context_overhead;
 		if (bytes > 0 && sum(card) + (uint64_t)bytes > config.cards[card].memory)
 			prune(fd);
+		if (bytes > 0 && sum(card) + (uint64_t)bytes > config.cards[card].memory)
+			sim_drive_out(state, &config, card,
+				      sum(card) + (uint64_t)bytes - config.cards[card].memory);
 		if (bytes > 0 && sum(card) + (uint64_t)bytes > config.cards[card].memory) {
 			result = -ENOMEM;
 		} else {
@@ -342,6 +348,30 @@ static int change(int card, int64_t bytes, int contexts)
 		}
 	}
 	close(fd);
+	pthread_mutex_unlock(&mutex);
+	return result;
+}
+
+static int change_managed(int card, int64_t bytes)
+{
+	uint64_t used;
+	int fd, result;
+
+	pthread_mutex_lock(&mutex);
+	fd = enter();
+	result = fd < 0 ? fd : join(fd);
+	if (result == 0 && bytes < 0) {
+		sim_managed_give(&self->cards[card], (uint64_t)-bytes);
+	} else if (result == 0) {
+		prune(fd);
+		used = sum(card);
+		result = sim_managed_take(
+			state, &config, &self->cards[card], (uint64_t)bytes,
+			used < config.cards[card].memory ? config.cards[card].memory - used : 0);
+		note_peak(fd, card);
+	}
+	if (fd >= 0)
+		close(fd);
 	pthread_mutex_unlock(&mutex);
 	return result;
 }
@@ -393,6 +423,29 @@ int sim_alloc(int card, uint64_t bytes)
 void sim_free(int card, uint64_t bytes)
 {
 	change(card, -(int64_t)bytes, 0);
+}
+
+int sim_alloc_managed(int card, uint64_t bytes)
+{
+	return bytes > INT64_MAX / 2 ? -ENOMEM : change_managed(card, (int64_t)bytes);
+}
+
+void sim_free_managed(int card, uint64_t bytes)
+{
+	change_managed(card, -(int64_t)bytes);
+}
+
+uint64_t sim_on_host(int card)
+{
+	uint64_t bytes = 0;
+	int fd = sim_enter();
+
+	if (fd >= 0) {
+		prune(fd);
+		bytes = sim_sum_on_host(state, card);
+		sim_leave(fd);
+	}
+	return bytes;
 }
 
 int sim_context(int card, int contexts)

@@ -40,6 +40,8 @@ struct sim_card {
 	uint64_t context_overhead;
 	uint64_t pitch;     /* rows of cuMemAllocPitch are multiples of this */
 	uint64_t pool_step; /* and what pools take from the card, of this */
+	bool managed_stays; /* no concurrentManagedAccess: managed memory cannot leave the card */
+	bool managed_async; /* cuMemFreeAsync takes managed memory */
 	int sm_count, numa_node, cc_major, cc_minor, minor, architecture, brand;
 	unsigned int pci_domain, pci_bus, pci_device, pci_function;
 	uint32_t nvlink; /* bit i: linked to card i */
@@ -52,11 +54,14 @@ struct sim_config {
 	int cuda_version;
 	int init_error;
 	int card_count;
+	uint64_t host_memory;             /* for managed memory that is not on a card; 0 = enough */
 	struct sim_card cards[SIM_UNITS]; /* instances: those that this process has opened */
 };
 
 struct sim_use { /* of one card by one process */
 	uint64_t used;
+	uint64_t managed; /* the part of it that others can drive to the host */
+	uint64_t on_host; /* managed memory that has no room on the card */
 	uint32_t contexts;
 	uint32_t pad;
 	uint64_t busy_from, busy_until; /* CLOCK_MONOTONIC; the last run of kernels */
@@ -99,6 +104,9 @@ void sim_path(char *path, size_t size, const char *name);
 
 int sim_alloc(int card, uint64_t bytes); /* 0, -ENOMEM or another errno */
 void sim_free(int card, uint64_t bytes);
+/* Managed memory takes what room the card has, and the host's for the rest. */
+int sim_alloc_managed(int card, uint64_t bytes);
+void sim_free_managed(int card, uint64_t bytes);
 int sim_context(int card, int change);
 void sim_busy(int card, uint64_t from, uint64_t until);
 
@@ -108,6 +116,7 @@ struct sim_usage {
 	unsigned int busy_percent;
 };
 uint64_t sim_used(int card);
+uint64_t sim_on_host(int card);
 uint64_t sim_peak(int card);
 unsigned int sim_busy_percent(int card);
 /* The lock over all processes, and what it guards. */
