@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 MAGIC = b"VGPUGRNT"
 ABI_MAJOR = 1
-ABI_MINOR = 1
+ABI_MINOR = 2
 MAX_DEVICES = 32
 HEADER_SIZE = 256
 DEVICE_SIZE = 128
 FILE_SIZE = HEADER_SIZE + MAX_DEVICES * DEVICE_SIZE
 CONTROL_DISABLED = 1
 ALONE = 2
+SPILL = 4
 
 HEADER_OFFSETS = {
     "magic": 0,
@@ -66,6 +67,7 @@ class GrantDevice:
         alone: Nobody else uses the card just now, which lifts cores_percent under "default".
         ceiling_percent: What it is lifted to, also under "force"; 0 = the whole card.
         burst_ms: How much wall time of an unused share can be saved up; 0 = libvgpu's 10 ms.
+        spill: Below the limit, what the card has no room for may be memory of the host.
     """
 
     uuid: str
@@ -78,6 +80,7 @@ class GrantDevice:
     alone: bool = False
     ceiling_percent: int = 0
     burst_ms: int = 0
+    spill: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +157,9 @@ def encode_grant(grant: Grant) -> bytes:
                 _field(f"{where}.uuid", device.uuid, 48),
                 device.memory_limit_bytes,
                 device.cores_percent,
-                device.control_disabled * CONTROL_DISABLED | device.alone * ALONE,
+                device.control_disabled * CONTROL_DISABLED
+                | device.alone * ALONE
+                | device.spill * SPILL,
                 _field(f"{where}.share_id", device.share_id, 40),
                 _POLICIES.index(device.core_policy),
                 0 if device.priority is None else priority + 1,
@@ -210,6 +215,7 @@ def decode_grant(data: bytes) -> Grant:
                 alone=bool(flags & ALONE),
                 ceiling_percent=ceiling,
                 burst_ms=burst,
+                spill=bool(flags & SPILL),
             )
         )
     return Grant(

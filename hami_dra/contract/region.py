@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 MAGIC = b"VGPUREGN"
 ABI_MAJOR = 1
-ABI_MINOR = 1
+ABI_MINOR = 2
 MAX_DEVICES = 32
+SPILL_DEVICES = 16
 SLOT_COUNT = 1024
 HEADER_SIZE = 256
 DEVICE_SIZE = 256
@@ -51,6 +52,7 @@ DEVICE_OFFSETS = {
     "overhead_bytes": 72,
     "peak_bytes": 80,
     "reserved1": 88,
+    "spill_count": 120,
     "bucket_ns": 128,
     "last_refill_ns": 136,
     "trim_permille": 144,
@@ -80,7 +82,7 @@ SLOT_OFFSETS = {
 }
 
 _HEADER = struct.Struct("<8sHHIIIIIIIQQ64xII")
-_DEVICE = struct.Struct("<48sQ8xQQQ40x16xIIQQQI12xQQQQQ6I")
+_DEVICE = struct.Struct("<48sQ8xQQQ32xQ16xIIQQQI12xQQQQQ6I")
 _SLOT = struct.Struct(f"<IIIIQQ32x{MAX_DEVICES}Q")
 _UNLIMITED = 2**64 - 1
 
@@ -90,6 +92,9 @@ class RegionDevice:
     """One card as its region tells it; limit_bytes is None when it is not limited.
 
     Attributes:
+        spilled_bytes: Of the processes' used bytes, those for which the card had no room: the
+            driver keeps them on the card or in the host's memory, as there is room.
+        spill_count: Allocations that went this way since the region was made.
         busy_ns: GPU time charged since the region was made.
         due_ns: CLOCK_MONOTONIC time by which all that was launched is paid for; 0 before any.
         throttled_ns: How long launches were held back, added up.
@@ -104,6 +109,8 @@ class RegionDevice:
     used_bytes: int
     overhead_bytes: int
     peak_bytes: int
+    spilled_bytes: int
+    spill_count: int
     busy_ns: int
     due_ns: int
     throttled_ns: int
@@ -128,6 +135,7 @@ class RegionProcess:
     start_time: int
     pid_namespace: int
     used_bytes: tuple[int, ...]
+    spilled_bytes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +154,11 @@ def slot_lock_offset(slot: int) -> int:
     return SLOTS_OFFSET + slot * SLOT_SIZE
 
 
-def _decode_device(index: int, data: bytes) -> RegionDevice:
-    (uuid, limit, used, overhead, peak, trim, gate, busy, due, throttled, permille, *counts) = (
-        _DEVICE.unpack_from(data, DEVICES_OFFSET + index * DEVICE_SIZE)
+def _decode_device(index: int, data: bytes, spilled: int) -> RegionDevice:
+    uuid, limit, used, overhead, peak, spills, trim, gate, *rest = _DEVICE.unpack_from(
+        data, DEVICES_OFFSET + index * DEVICE_SIZE
     )
+    busy, due, throttled, permille, *counts = rest
     head, separator, _rest = uuid.partition(b"\0")
     if not separator or not head.isascii() or not head.decode("ascii").isprintable():
         message = f"devices[{index}].uuid is not printable text"
@@ -160,6 +169,8 @@ def _decode_device(index: int, data: bytes) -> RegionDevice:
         used_bytes=used,
         overhead_bytes=overhead,
         peak_bytes=peak,
+        spilled_bytes=spilled,
+        spill_count=spills,
         busy_ns=busy,
         due_ns=due,
         throttled_ns=throttled,
@@ -173,6 +184,13 @@ def _decode_device(index: int, data: bytes) -> RegionDevice:
         unhooked_count=counts[4],
         waits=tuple(counts[5:]),
     )
+
+
+def _spilled(used: list[int], device_count: int) -> tuple[int, ...]:
+    """Return what spilled of each device; larger regions have no room to say it."""
+    if device_count > SPILL_DEVICES:
+        return (0,) * device_count
+    return tuple(used[MAX_DEVICES - 1 - index] for index in range(device_count))
 
 
 def decode_region(data: bytes) -> RegionView:
@@ -210,12 +228,23 @@ def decode_region(data: bytes) -> RegionView:
         )
         if state == SLOT_LIVE:
             processes.append(
-                RegionProcess(index, pid, host_pid, start, namespace, tuple(used[:device_count]))
+                RegionProcess(
+                    slot=index,
+                    pid=pid,
+                    host_pid=host_pid,
+                    start_time=start,
+                    pid_namespace=namespace,
+                    used_bytes=tuple(used[:device_count]),
+                    spilled_bytes=_spilled(used, device_count),
+                )
             )
     return RegionView(
         instance=instance,
         created_ns=created_ns,
         repairs=repairs,
-        devices=tuple(_decode_device(index, data) for index in range(device_count)),
+        devices=tuple(
+            _decode_device(index, data, sum(process.spilled_bytes[index] for process in processes))
+            for index in range(device_count)
+        ),
         processes=tuple(processes),
     )

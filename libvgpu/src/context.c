@@ -24,7 +24,7 @@ static void forget(CUcontext context)
 	vgpu_pace_context_ended(context);
 	while (vgpu_pointer_take_context(VGPU_POINTERS, context, &pointer))
 		if (!pointer.owner)
-			vgpu_release(pointer.card, pointer.bytes);
+			vgpu_pointer_freed(&pointer, 0);
 	while (vgpu_pointer_take_context(VGPU_ARRAYS, context, &pointer))
 		vgpu_array_gone(&pointer);
 	vgpu_pools_synchronised(VGPU_ALL_STREAMS, context);

@@ -6,6 +6,7 @@
  *   CUDA_DEVICE_MEMORY_LIMIT, ..._LIMIT_<i>  bytes, or with k, m, g; 0 = none
  *   CUDA_DEVICE_SM_LIMIT, ..._LIMIT_<i>      percent; 0 and from 100 on = none
  *   GPU_CORE_UTILIZATION_POLICY              "disable": compute is not limited
+ *   CUDA_OVERSUBSCRIBE                       "true": what the card has no room for is the host's
  *   CUDA_DEVICE_MEMORY_SHARED_CACHE          where processes share their books
  *
  * <i> is the card's place among those that the container has, and beats the
@@ -118,6 +119,13 @@ static uint32_t policy(void)
 	return text && strcasecmp(text, "disable") == 0 ? VGPU_POLICY_DISABLE : VGPU_POLICY_FORCE;
 }
 
+static bool oversubscribed(void)
+{
+	const char *text = getenv("CUDA_OVERSUBSCRIBE");
+
+	return text && (strcasecmp(text, "true") == 0 || strcmp(text, "1") == 0);
+}
+
 static void grant_card(struct vgpu_grants *grants, unsigned int place, const uint8_t uuid[16])
 {
 	const char *books = getenv("CUDA_DEVICE_MEMORY_SHARED_CACHE");
@@ -137,6 +145,7 @@ static void grant_card(struct vgpu_grants *grants, unsigned int place, const uin
 	grant->devices[0].memory_limit_bytes = wanted[place].bytes;
 	grant->devices[0].cores_percent = wanted[place].percent;
 	grant->devices[0].core_policy = policy();
+	grant->devices[0].flags = oversubscribed() ? VGPU_GRANT_SPILL : 0;
 	/* Too long a path cannot be opened: then the limit is this process's alone. */
 	snprintf(path, sizeof(path), "%s.%s", books && *books ? books : DEFAULT_BOOKS,
 		 grant->devices[0].uuid);

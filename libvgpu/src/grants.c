@@ -126,6 +126,16 @@ uint64_t vgpu_part_limit(struct vgpu_part *part)
 	return atomic_load_explicit(&part->limit, memory_order_relaxed);
 }
 
+/* One word, so that there is nothing to be torn. */
+bool vgpu_part_spills(const struct vgpu_part *part)
+{
+	uint32_t flags =
+		__atomic_load_n(&part->grant->devices[part->index].flags, __ATOMIC_RELAXED);
+
+	return flags & VGPU_GRANT_SPILL && !(flags & VGPU_GRANT_CONTROL_DISABLED) &&
+	       part->grant->device_count <= VGPU_SPILL_DEVICES;
+}
+
 static uint64_t packed(struct vgpu_rate rate)
 {
 	return rate.permille | (uint64_t)rate.first << 15 | rate.burst_ns << 16;

@@ -74,8 +74,10 @@ CUresult vgpu_charged(const struct vgpu_pointer *pointer, CUresult result)
 	if (!pointer->card)
 		return result;
 	if (result == CUDA_SUCCESS) {
-		if (vgpu_pointer_add(VGPU_POINTERS, pointer) == 0)
+		if (vgpu_pointer_add(VGPU_POINTERS, pointer) == 0) {
+			vgpu_count_spilled(pointer->card, pointer->count);
 			return CUDA_SUCCESS;
+		}
 		if (undo)
 			undo(pointer->address);
 		result = CUDA_ERROR_OUT_OF_MEMORY;
@@ -86,13 +88,31 @@ CUresult vgpu_charged(const struct vgpu_pointer *pointer, CUresult result)
 	return result;
 }
 
-static CUresult after(struct vgpu_card *card, uint64_t charge, CUresult result, uint64_t address)
+static CUresult note(struct vgpu_card *card, uint64_t charge, CUresult result, uint64_t address,
+		     bool spilled)
 {
-	struct vgpu_pointer pointer = {.address = address, .bytes = charge, .card = card};
+	struct vgpu_pointer pointer = {
+		.address = address, .bytes = charge, .card = card, .count = spilled ? charge : 0};
 
 	if (card && result == CUDA_SUCCESS)
 		pointer.context = vgpu_current_context();
 	return vgpu_charged(&pointer, result);
+}
+
+static CUresult after(struct vgpu_card *card, uint64_t charge, CUresult result, uint64_t address)
+{
+	return note(card, charge, result, address, false);
+}
+
+/* The same for memory that may be the host's instead. */
+static CUresult after_or_spill(struct vgpu_card *card, uint64_t bytes, CUresult result,
+			       CUdeviceptr *address)
+{
+	bool full = result == CUDA_ERROR_OUT_OF_MEMORY && card && vgpu_card_spills(card);
+
+	if (full)
+		result = vgpu_spill(address, bytes);
+	return note(card, vgpu_charge_of(bytes), result, *address, full);
 }
 
 VGPU_EXPORT CUresult cuMemAlloc_v2(CUdeviceptr *pointer, size_t bytes)
@@ -110,13 +130,14 @@ VGPU_EXPORT CUresult cuMemAlloc_v2(CUdeviceptr *pointer, size_t bytes)
 	if (result != CUDA_SUCCESS)
 		return result;
 	result = real(&address, bytes);
-	result = after(card, vgpu_charge_of(bytes), result, address);
+	result = after_or_spill(card, bytes, result, &address);
 	if (result == CUDA_SUCCESS)
 		*pointer = address;
 	return result;
 }
 
-/* The 32-bit functions of CUDA 2. Still exported, hence a way round a limit. */
+/* The 32-bit functions of CUDA 2. Still exported, hence a way round a limit. What is the
+ * host's has addresses that they cannot tell. */
 VGPU_EXPORT CUresult cuMemAlloc(CUdeviceptr_v1 *pointer, unsigned int bytes)
 {
 	__typeof__(&cuMemAlloc) real = VGPU_REAL(cuMemAlloc);
@@ -209,8 +230,13 @@ VGPU_EXPORT CUresult cuMemAllocPitch_v2(CUdeviceptr *pointer, size_t *pitch, siz
 	if (result != CUDA_SUCCESS)
 		return result;
 	result = real(&address, &row, width, height, element);
-	result = after_rows(card, expected_charge(width, height), charge_of_rows(row, height),
-			    result, address);
+	if (result == CUDA_ERROR_OUT_OF_MEMORY) {
+		row = (width + PITCH_STEP - 1) / PITCH_STEP * PITCH_STEP;
+		result = after_or_spill(card, row * height, result, &address);
+	} else {
+		result = after_rows(card, expected_charge(width, height),
+				    charge_of_rows(row, height), result, address);
+	}
 	if (result == CUDA_SUCCESS) {
 		*pointer = address;
 		*pitch = row;
@@ -247,6 +273,7 @@ VGPU_EXPORT CUresult cuMemAllocPitch(CUdeviceptr_v1 *pointer, unsigned int *pitc
 /* stream: that is to free it; 0 = it is free. */
 void vgpu_pointer_freed(const struct vgpu_pointer *entry, uint64_t stream)
 {
+	vgpu_count_unspilled(entry->card, entry->count);
 	if (entry->owner)
 		vgpu_pool_freed((struct vgpu_pool *)(uintptr_t)entry->owner, stream);
 	else if (stream)

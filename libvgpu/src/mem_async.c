@@ -194,6 +194,31 @@ static CUresult note(struct vgpu_pool *pool, uint64_t reserved, CUresult result,
 	return CUDA_SUCCESS;
 }
 
+/* The pool has no more, and the card neither. Memory that is there at once is there in
+ * the order of any stream. */
+static CUresult spill(struct vgpu_pool *pool, CUdeviceptr *address, size_t bytes)
+{
+	struct vgpu_pointer entry = {.bytes = vgpu_charge_of(bytes),
+				     .card = vgpu_pool_card(pool),
+				     .context = vgpu_current_context(),
+				     .count = vgpu_charge_of(bytes)};
+	CUresult result = vgpu_charge(entry.card, entry.bytes);
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	result = vgpu_spill(address, bytes);
+	entry.address = *address;
+	return vgpu_charged(&entry, result);
+}
+
+/* Managed memory is made on the current context's card. */
+static bool may_spill(const struct vgpu_pool *pool)
+{
+	struct vgpu_card *card = vgpu_pool_card(pool);
+
+	return vgpu_card_spills(card) && vgpu_card_current() == card;
+}
+
 static CUresult allocate(int real_index, CUdeviceptr *pointer, size_t bytes, struct order order)
 {
 	__typeof__(&cuMemAllocAsync) real = (__typeof__(&cuMemAllocAsync))vgpu_real_at(real_index);
@@ -216,7 +241,12 @@ static CUresult allocate(int real_index, CUdeviceptr *pointer, size_t bytes, str
 	if (result != CUDA_SUCCESS)
 		return result;
 	result = real(&address, bytes, order.stream);
-	result = note(pool, reserved, result, address, order);
+	if (result == CUDA_ERROR_OUT_OF_MEMORY && may_spill(pool)) {
+		vgpu_pool_leave(pool, reserved, false, true);
+		result = spill(pool, &address, bytes);
+	} else {
+		result = note(pool, reserved, result, address, order);
+	}
 	if (result == CUDA_SUCCESS)
 		*pointer = address;
 	return result;
@@ -254,6 +284,22 @@ static CUresult allocate_from(int real_index, CUdeviceptr *pointer, size_t bytes
 
 /* ---- freeing */
 
+/* Whether a driver frees managed memory in the order of a stream is for it to say. If it
+ * does not, the stream is waited for. */
+static CUresult free_spilled(CUdeviceptr pointer, struct order order)
+{
+	__typeof__(&cuMemFree_v2) real = VGPU_REAL(cuMemFree_v2);
+	int mode;
+	CUresult result;
+
+	if (!real || !wait_for(&order))
+		return CUDA_ERROR_INVALID_VALUE;
+	mode = vgpu_capture_mode(CU_STREAM_CAPTURE_MODE_RELAXED);
+	result = real(pointer);
+	vgpu_capture_mode(mode);
+	return result;
+}
+
 /* The entry leaves the table before the driver frees: see cuMemFree_v2. */
 static CUresult give_back(int real_index, CUdeviceptr pointer, struct order order)
 {
@@ -268,6 +314,14 @@ static CUresult give_back(int real_index, CUdeviceptr pointer, struct order orde
 		return real(pointer, order.stream);
 	known = vgpu_pointer_take(VGPU_POINTERS, pointer, &entry);
 	result = real(pointer, order.stream);
+	if (known && entry.count &&
+	    (result == CUDA_ERROR_INVALID_VALUE || result == CUDA_ERROR_NOT_SUPPORTED)) {
+		result = free_spilled(pointer, order);
+		if (result == CUDA_SUCCESS) {
+			vgpu_pointer_freed(&entry, 0);
+			return result;
+		}
+	}
 	if (known && result == CUDA_SUCCESS)
 		vgpu_pointer_freed(&entry, vgpu_stream_name(order.stream, order.per_thread));
 	else if (known)

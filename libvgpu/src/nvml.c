@@ -45,6 +45,12 @@ VGPU_EXPORT nvmlReturn_t nvmlInitWithFlags(unsigned int flags)
 	return after_start(real(flags));
 }
 
+/* A share larger than the card is told only if the host has the rest. */
+static bool is_told(struct vgpu_card *card, uint64_t limit, uint64_t total)
+{
+	return limit <= total || vgpu_card_spills(card);
+}
+
 /* total = free + used always holds: monitors compute with it. */
 VGPU_EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory)
 {
@@ -57,7 +63,7 @@ VGPU_EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory
 		return NVML_ERROR_FUNCTION_NOT_FOUND;
 	result = real(device, memory);
 	card = result == NVML_SUCCESS ? vgpu_card_of_nvml(device) : NULL;
-	if (!card || !vgpu_card_usage(card, &limit, &used) || limit > memory->total)
+	if (!card || !vgpu_card_usage(card, &limit, &used) || !is_told(card, limit, memory->total))
 		return result;
 	memory->total = limit;
 	memory->used = used;
@@ -76,7 +82,7 @@ VGPU_EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMem
 		return NVML_ERROR_FUNCTION_NOT_FOUND;
 	result = real(device, memory);
 	card = result == NVML_SUCCESS ? vgpu_card_of_nvml(device) : NULL;
-	if (!card || !vgpu_card_usage(card, &limit, &used) || limit > memory->total)
+	if (!card || !vgpu_card_usage(card, &limit, &used) || !is_told(card, limit, memory->total))
 		return result;
 	memory->total = limit;
 	memory->reserved = 0;

@@ -6,9 +6,17 @@
  */
 #include "vgpu.h"
 
-static size_t least(uint64_t a, uint64_t b)
+/* What is promised: no more than there is, unless the host has the rest. */
+static size_t promise(struct vgpu_card *card, uint64_t share, uint64_t driver)
 {
-	return (size_t)(a < b ? a : b);
+	return (size_t)(share < driver || vgpu_card_spills(card) ? share : driver);
+}
+
+static unsigned int promise_narrow(struct vgpu_card *card, uint64_t share, uint64_t driver)
+{
+	size_t bytes = promise(card, share, driver);
+
+	return bytes < UINT32_MAX ? (unsigned int)bytes : UINT32_MAX;
 }
 
 VGPU_EXPORT CUresult cuMemGetInfo_v2(size_t *available, size_t *total)
@@ -26,9 +34,9 @@ VGPU_EXPORT CUresult cuMemGetInfo_v2(size_t *available, size_t *total)
 		return result;
 	/* Free never promises more than the card still has. */
 	if (available)
-		*available = least(limit - used, *available);
+		*available = promise(card, limit - used, *available);
 	if (total)
-		*total = least(limit, *total);
+		*total = promise(card, limit, *total);
 	return result;
 }
 
@@ -46,9 +54,9 @@ VGPU_EXPORT CUresult cuMemGetInfo(unsigned int *available, unsigned int *total)
 	if (!card || !vgpu_card_usage(card, &limit, &used))
 		return result;
 	if (available)
-		*available = (unsigned int)least(limit - used, *available);
+		*available = promise_narrow(card, limit - used, *available);
 	if (total)
-		*total = (unsigned int)least(limit, *total);
+		*total = promise_narrow(card, limit, *total);
 	return result;
 }
 
@@ -64,7 +72,7 @@ VGPU_EXPORT CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice device)
 	result = real(bytes, device);
 	card = result == CUDA_SUCCESS ? vgpu_card_of_device(device) : NULL;
 	if (card && bytes && vgpu_card_usage(card, &limit, &used))
-		*bytes = least(limit, *bytes);
+		*bytes = promise(card, limit, *bytes);
 	return result;
 }
 
@@ -80,6 +88,6 @@ VGPU_EXPORT CUresult cuDeviceTotalMem(unsigned int *bytes, CUdevice device)
 	result = real(bytes, device);
 	card = result == CUDA_SUCCESS ? vgpu_card_of_device(device) : NULL;
 	if (card && bytes && vgpu_card_usage(card, &limit, &used))
-		*bytes = (unsigned int)least(limit, *bytes);
+		*bytes = promise_narrow(card, limit, *bytes);
 	return result;
 }

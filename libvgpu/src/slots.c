@@ -273,7 +273,8 @@ static void clear_and_add_up(struct vgpu_view *view, const struct census *census
 				sums[d] += __atomic_load_n(&slot->used_bytes[d], __ATOMIC_RELAXED);
 		}
 	}
-	for (unsigned int d = 0; d < VGPU_MAX_DEVICES; d++)
+	/* Behind the devices in use are sums of what spilled: they have no record. */
+	for (unsigned int d = 0; d < VGPU_MAX_DEVICES && d < view->map->header.device_count; d++)
 		__atomic_store_n(&view->map->devices[d].used_bytes, sums[d], __ATOMIC_RELEASE);
 	for (unsigned int i = 0; i < VGPU_REGION_SLOTS; i++) {
 		struct vgpu_region_slot *slot = &view->map->slots[i];

@@ -122,6 +122,7 @@ void vgpu_grants_load(struct vgpu_grants *grants);
 void vgpu_grants_add(struct vgpu_grants *grants, const struct vgpu_grant *grant, const char *path);
 uint64_t vgpu_part_limit(struct vgpu_part *part);
 struct vgpu_rate vgpu_part_rate(struct vgpu_part *part);
+bool vgpu_part_spills(const struct vgpu_part *part);
 bool vgpu_uuid_parse(const char *text, size_t size, uint8_t uuid[16]);
 
 /* ---- limits.c */
@@ -156,6 +157,12 @@ void vgpu_count_driver_oom(struct vgpu_card *card);
 void vgpu_count_unhooked(void);
 /* false = the card is not limited; else its limit and what is used of it */
 bool vgpu_card_usage(struct vgpu_card *card, uint64_t *limit, uint64_t *used);
+
+/* ---- spill.c: when the card is full and the limit is not reached */
+bool vgpu_card_spills(struct vgpu_card *card);
+CUresult vgpu_spill(CUdeviceptr *pointer, size_t bytes);
+void vgpu_count_spilled(struct vgpu_card *card, uint64_t bytes);
+void vgpu_count_unspilled(struct vgpu_card *card, uint64_t bytes);
 
 /* ---- pace.c: around everything that uses the card's time */
 struct vgpu_paced;
@@ -202,7 +209,7 @@ struct vgpu_pointer {
 	CUcontext context;
 	struct vgpu_card *card;
 	uint64_t owner; /* of a pointer: its struct vgpu_pool */
-	uint64_t count;
+	uint64_t count; /* of a pointer: bytes of it that spilled, all or none */
 };
 int vgpu_pointer_add(enum vgpu_table table, const struct vgpu_pointer *pointer);
 bool vgpu_pointer_take(enum vgpu_table table, uint64_t address, struct vgpu_pointer *pointer);

@@ -21,7 +21,7 @@ GRANT = grant.Grant(
     request="gpu",
     devices=(
         grant.GrantDevice(UUID, 3000 << 20, 30, share_id="share-1"),
-        grant.GrantDevice("GPU-b", 0, 0, control_disabled=True),
+        grant.GrantDevice("GPU-b", 0, 0, control_disabled=True, spill=True),
         grant.GrantDevice(
             "GPU-c",
             0,
@@ -98,14 +98,17 @@ def test_grant_that_does_not_fit_is_refused_by_field(bad: grant.Grant, message: 
         grant.encode_grant(bad)
 
 
-def _region_made_by_libvgpu(tmp_path: Path) -> bytes:
+def _region_made_by_libvgpu(
+    tmp_path: Path, *, card_mib: int = 40960, limit_mib: int = 3000, spill: bool = False
+) -> bytes:
     for name in ("sim", "dev", "grants/uid_gpu/region"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "dev/nvidia0").touch()
     (tmp_path / "sim/cards.ini").write_text(
-        f"[card]\nuuid = {UUID}\nname = card\nmemory_mib = 40960\npci = 0000:3b:00.0\n"
+        f"[card]\nuuid = {UUID}\nname = card\nmemory_mib = {card_mib}\npci = 0000:3b:00.0\n"
     )
-    one = grant.Grant("uid", "gpu", (grant.GrantDevice(UUID, 3000 << 20, 30),))
+    device = grant.GrantDevice(UUID, limit_mib << 20, 30, spill=spill)
+    one = grant.Grant("uid", "gpu", (device,))
     (tmp_path / "grants/uid_gpu/grant").write_bytes(grant.encode_grant(one))
     subprocess.run(  # noqa: S603 - built here
         [BUILD / "probe/cuprobe", "alloc", "1000", "2500"],
@@ -131,6 +134,17 @@ def test_region_written_by_libvgpu_is_read(tmp_path: Path) -> None:
     assert device.oom_count == 1
     (process,) = view.processes
     assert process.used_bytes == (1000 << 20,)
+    assert process.spilled_bytes == (0,)
+    assert device.spill_count == 0
+
+
+def test_what_spilled_is_read(tmp_path: Path) -> None:
+    raw = _region_made_by_libvgpu(tmp_path, card_mib=2000, limit_mib=4000, spill=True)
+    view = region.decode_region(raw)
+    (device,), (process,) = view.devices, view.processes
+    assert device.used_bytes == process.used_bytes[0] == 3500 << 20
+    assert device.spilled_bytes == process.spilled_bytes[0] == 2500 << 20
+    assert (device.spill_count, device.oom_count, device.driver_oom_count) == (1, 0, 0)
 
 
 def test_no_bytes_make_a_decoder_fail_otherwise(tmp_path: Path) -> None:

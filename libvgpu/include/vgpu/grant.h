@@ -31,7 +31,7 @@
 
 #define VGPU_GRANT_MAGIC "VGPUGRNT" /* 8 bytes, no NUL */
 #define VGPU_GRANT_ABI_MAJOR 1
-#define VGPU_GRANT_ABI_MINOR 1 /* 1: policy, priority, ceiling, burst, ALONE */
+#define VGPU_GRANT_ABI_MINOR 2 /* 1: policy, priority, ceiling, burst, ALONE; 2: SPILL */
 #define VGPU_MAX_DEVICES 32
 #define VGPU_UUID_SIZE 48
 
@@ -40,6 +40,10 @@
 /* Device flag, live: nobody else uses the card just now. Lifts cores_percent, to the
  * ceiling if there is one; under VGPU_POLICY_FORCE only if there is one. */
 #define VGPU_GRANT_ALONE 2u
+/* Device flag, live: below the limit, what the card has no room for may be memory of the
+ * host (managed memory). Without a limit, or with more than VGPU_SPILL_DEVICES devices, it
+ * has no effect. */
+#define VGPU_GRANT_SPILL 4u
 
 /* When compute is limited: as HAMi's GPU_CORE_UTILIZATION_POLICY. */
 #define VGPU_POLICY_DEFAULT 0u /* unless ALONE */
@@ -50,7 +54,7 @@ struct vgpu_grant_device {
 	char uuid[VGPU_UUID_SIZE];   /* "GPU-8-4-4-4-12" or "MIG-...", NUL padded */
 	uint64_t memory_limit_bytes; /* 0 = memory is not limited */
 	uint32_t cores_percent;      /* 0 = compute is not limited */
-	uint32_t flags;              /* VGPU_GRANT_CONTROL_DISABLED */
+	uint32_t flags;              /* VGPU_GRANT_... */
 	char share_id[40];           /* the scheduler's share of the card, NUL padded */
 	uint32_t core_policy;        /* VGPU_POLICY_... */
 	uint32_t priority_plus_one;  /* HAMi's priority, 0 first; 0 here = not said */

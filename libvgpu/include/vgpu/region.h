@@ -41,8 +41,12 @@
 
 #define VGPU_REGION_MAGIC "VGPUREGN" /* 8 bytes, no NUL */
 #define VGPU_REGION_ABI_MAJOR 1
-#define VGPU_REGION_ABI_MINOR 1 /* 1: due_ns and what is counted about waiting */
+/* 1: due_ns and what is counted about waiting; 2: what spilled to the host */
+#define VGPU_REGION_ABI_MINOR 2
 #define VGPU_REGION_SLOTS 1024
+
+/* A region of at most so many devices has room to say what spilled. */
+#define VGPU_SPILL_DEVICES 16
 
 #define VGPU_WAIT_CLASSES 6
 #define VGPU_GATE_STALE_MS 2000u
@@ -79,7 +83,8 @@ struct vgpu_region_device {
 	uint64_t used_bytes;     /* W libvgpu (atomic): sum over the slots */
 	uint64_t overhead_bytes; /* W node: contexts, modules, ... as seen by NVML */
 	uint64_t peak_bytes;     /* W libvgpu: highest used_bytes seen */
-	uint8_t reserved1[40];
+	uint8_t reserved1[32];
+	uint64_t spill_count; /* W libvgpu (atomic): allocations that went to the host; R node */
 	/* line 2: compute limit */
 	int64_t bucket_ns;       /* zero: two words cannot change at once; see due_ns */
 	uint64_t last_refill_ns; /* zero */
@@ -104,14 +109,18 @@ struct vgpu_region_device {
 };
 
 struct vgpu_region_slot {
-	uint32_t state;                        /* W owner LIVE, W repairer FREE */
-	uint32_t inflight;                     /* W owner (atomic): threads between two additions */
-	uint32_t pid;                          /* W owner: in its own PID namespace */
-	uint32_t host_pid;                     /* W node: 0 = not known yet */
-	uint64_t start_time;                   /* W owner: /proc/self/stat field 22 (clock ticks) */
-	uint64_t pid_namespace;                /* W owner: inode of /proc/self/ns/pid */
-	uint8_t reserved[32];                  /* zero */
-	uint64_t used_bytes[VGPU_MAX_DEVICES]; /* W owner (atomic); R everybody */
+	uint32_t state;         /* W owner LIVE, W repairer FREE */
+	uint32_t inflight;      /* W owner (atomic): threads between two additions */
+	uint32_t pid;           /* W owner: in its own PID namespace */
+	uint32_t host_pid;      /* W node: 0 = not known yet */
+	uint64_t start_time;    /* W owner: /proc/self/stat field 22 (clock ticks) */
+	uint64_t pid_namespace; /* W owner: inode of /proc/self/ns/pid */
+	uint8_t reserved[32];   /* zero */
+	/* W owner (atomic); R everybody. Of the entries that no device needs, the last
+	 * ones say how much of it the driver was given as managed memory because the
+	 * card was full: entry VGPU_MAX_DEVICES - 1 - d for device d, in a region of at
+	 * most VGPU_SPILL_DEVICES devices. So both end with the slot. */
+	uint64_t used_bytes[VGPU_MAX_DEVICES];
 };
 
 struct vgpu_region {
@@ -145,6 +154,7 @@ VGPU_REGION_AT(vgpu_region_device, used_bytes, 64);
 VGPU_REGION_AT(vgpu_region_device, overhead_bytes, 72);
 VGPU_REGION_AT(vgpu_region_device, peak_bytes, 80);
 VGPU_REGION_AT(vgpu_region_device, reserved1, 88);
+VGPU_REGION_AT(vgpu_region_device, spill_count, 120);
 VGPU_REGION_AT(vgpu_region_device, bucket_ns, 128);
 VGPU_REGION_AT(vgpu_region_device, last_refill_ns, 136);
 VGPU_REGION_AT(vgpu_region_device, trim_permille, 144);
@@ -177,5 +187,6 @@ static_assert(sizeof(struct vgpu_region_header) == 256, "region ABI");
 static_assert(sizeof(struct vgpu_region_device) == 256, "region ABI");
 static_assert(sizeof(struct vgpu_region_slot) == 320, "region ABI");
 static_assert(sizeof(struct vgpu_region) == 336128, "region ABI");
+static_assert(2 * VGPU_SPILL_DEVICES <= VGPU_MAX_DEVICES, "region ABI");
 
 #endif
