@@ -16,11 +16,6 @@ _MOST_PRIORITY: Final = 2**31 - 1
 _WHOLE_PERCENT: Final = 100
 _LONGEST_BURST_MS: Final = 1000
 """libvgpu takes no more: a share that saved up for longer would stop its neighbours for as long."""
-_NOT_OFFERED: Final = {
-    "oversubscription": "is not offered: nothing moves a program's memory to the host when the "
-    "card is full, so a share would have memory that is not there; remove it",
-}
-"""Fields that people ask for, and that would be promises without anything behind them."""
 
 
 class ShareConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,6 +35,8 @@ class ShareConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             ``force`` as well; ``None``: the whole card, and under ``force`` not at all.
         core_burst_ms: How much time of an unused share can be saved up; ``None``: 10.
         disable_control: Hand out the share, but hold nobody to it (CUDA_DISABLE_CONTROL).
+        oversubscription: What the card has no room for may lie in the host's memory, up to the
+            limit (CUDA_OVERSUBSCRIBE).
     """
 
     api_version: Literal["gpu.project-hami.io/v1alpha1"] = msgspec.field(name="apiVersion")
@@ -51,6 +48,7 @@ class ShareConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     core_ceiling_percent: int | None = msgspec.field(name="coreCeilingPercent", default=None)
     core_burst_ms: int | None = msgspec.field(name="coreBurstMs", default=None)
     disable_control: bool = msgspec.field(name="disableControl", default=False)
+    oversubscription: bool = False
 
 
 def decode_share_config(parameters: object, *, field: str) -> ShareConfig:
@@ -63,10 +61,6 @@ def decode_share_config(parameters: object, *, field: str) -> ShareConfig:
     Raises:
         UserError: An unknown or missing field, a wrong type or an impossible value, by name.
     """
-    if isinstance(parameters, dict):
-        for name, reason in _NOT_OFFERED.items():
-            if name in parameters:
-                raise UserError(reason, field=f"{field}.{name}")
     try:
         config = msgspec.convert(parameters, ShareConfig)
     except msgspec.ValidationError as error:

@@ -73,6 +73,7 @@ class BoundDevice:
         control_disabled: The limits are told, but not enforced.
         ceiling_percent: What compute is raised to while nobody else works on the card; 0 = all.
         burst_ms: Time of an unused share that can be saved up; 0 for libvgpu's default.
+        oversubscription: What the card has no room for may be the host's, up to memory_mib.
         subrequest: "small" of "g/small"; "" where the request has no alternatives.
         mig: What of the card it is, if the card is divided; `uuid` is then the device's and
             `minor` the card's.
@@ -97,6 +98,7 @@ class BoundDevice:
     subrequest: str = ""
     ceiling_percent: int = 0
     burst_ms: int = 0
+    oversubscription: bool = False
     mig: BoundPart | None = None
 
     @property
@@ -285,6 +287,7 @@ def _bind_result(
         control_disabled=config.disable_control if config else False,
         ceiling_percent=(config.core_ceiling_percent or 0) if config else 0,
         burst_ms=(config.core_burst_ms or 0) if config else 0,
+        oversubscription=config.oversubscription if config else False,
     )
 
 

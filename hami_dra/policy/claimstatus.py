@@ -137,8 +137,12 @@ def _say_enforced(device: BoundDevice) -> dict[str, str]:
         return _condition(
             ENFORCED, "ControlDisabled", "the claim's disableControl lifts its limits", holds=False
         )
+    spills = device.oversubscription and device.memory_mib
     return _condition(
-        ENFORCED, "Libvgpu", f"libvgpu holds the containers to {_memory(device)} MiB of the card"
+        ENFORCED,
+        "Libvgpu",
+        f"libvgpu holds the containers to {_memory(device)} MiB of the card"
+        + (", some of them in the host's memory when it is full" if spills else ""),
     )
 
 

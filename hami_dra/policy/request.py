@@ -23,16 +23,19 @@ class Enforcement:
         priority: 0 before 1 before 2, among the tasks of a card; ``None`` is 1.
         core_policy: When compute is throttled; ``None`` for the library's default.
         control: Whether the limits are held at all.
+        oversubscription: Whether memory beyond the card's may be the host's.
     """
 
     priority: int | None = None
     core_policy: CorePolicy | None = None
     control: bool = True
+    oversubscription: bool = False
 
     def covers(self, other: "Enforcement") -> bool:
         """Whether nothing is lost, and no limit, by taking this instead of the other."""
         return (
             self.control == other.control
+            and self.oversubscription == other.oversubscription
             and self.core_policy == other.core_policy
             and _rank(self.priority) <= _rank(other.priority)
         )

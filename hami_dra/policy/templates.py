@@ -206,6 +206,7 @@ def _config(share: Share, sizes: Collection[int]) -> Iterator[dict[str, Any]]:
         priority=share.enforcement.priority,
         core_policy=share.enforcement.core_policy,
         disable_control=not share.enforcement.control,
+        oversubscription=share.enforcement.oversubscription,
     )
     if config == _NO_CONFIG or not share.target.takes_config:
         return

@@ -163,10 +163,10 @@ def test_the_examples_of_the_reference_do_what_they_say(stack: Stack) -> None:
         cluster.kubectl("delete", "resourceclaim", name)
 
 
-def test_a_field_that_would_do_nothing_is_refused(stack: Stack) -> None:
-    body = claim("too-much", memory="1Gi", cores="0", parameters={"oversubscription": True})
+def test_a_field_that_nobody_knows_is_refused(stack: Stack) -> None:
+    body = claim("too-much", memory="1Gi", cores="0", parameters={"memoryLimitMib": 1})
 
-    with pytest.raises(CommandError, match="oversubscription: is not offered"):
+    with pytest.raises(CommandError, match="unknown field `memoryLimitMib`"):
         stack.cluster.apply(text(body))
 
 

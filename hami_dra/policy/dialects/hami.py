@@ -14,7 +14,7 @@ from hami_dra.contract.names import ANNOTATION_MODE
 from hami_dra.contract.settings import AdmissionSettings, NvidiaSettings
 from hami_dra.policy.dialects.cardlists import locate
 from hami_dra.policy.dialects.hami_annotations import read_wishes
-from hami_dra.policy.dialects.hami_env import read_control, read_core_policy
+from hami_dra.policy.dialects.hami_env import read_control, read_core_policy, read_oversubscription
 from hami_dra.policy.dialects.mib import read_mib
 from hami_dra.policy.podview import Place, PodView, list_places
 from hami_dra.policy.request import (
@@ -144,6 +144,7 @@ class _Reader:
                 priority=self._read_priority(),
                 core_policy=read_core_policy(self._place, settings.gpu_core_policy, self._warnings),
                 control=read_control(self._place, self._warnings),
+                oversubscription=read_oversubscription(self._place, self._warnings),
             ),
         )
 

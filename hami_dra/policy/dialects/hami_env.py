@@ -12,6 +12,7 @@ from hami_dra.policy.truth import parse_bool
 
 ENV_CORE_POLICY: Final = "GPU_CORE_UTILIZATION_POLICY"
 ENV_DISABLE_CONTROL: Final = "CUDA_DISABLE_CONTROL"
+ENV_OVERSUBSCRIBE: Final = "CUDA_OVERSUBSCRIBE"
 _CORE_POLICIES: Final[dict[str, CorePolicy]] = {
     "default": "default",
     "DEFAULT": "default",
@@ -60,6 +61,23 @@ def read_control(place: Place, warnings: list[str], name: str = ENV_DISABLE_CONT
             "variable, or ask for the whole card"
         )
     return not disabled
+
+
+def read_oversubscription(place: Place, warnings: list[str]) -> bool:
+    """Return whether memory that a card has no room for may be the host's.
+
+    Args:
+        place: The container.
+        warnings: Takes what has no effect.
+    """
+    text = _read(place, ENV_OVERSUBSCRIBE, warnings)
+    wanted = False if text is None else parse_bool(text)
+    if wanted is None:
+        warnings.append(
+            f"{place.path}.env[{ENV_OVERSUBSCRIBE}]: {str(text)[:63]!r} is neither true nor "
+            "false; has no effect"
+        )
+    return bool(wanted)
 
 
 def _read(place: Place, name: str, warnings: list[str]) -> str | None:

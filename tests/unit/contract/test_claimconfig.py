@@ -24,12 +24,14 @@ def test_every_field_travels() -> None:
         "coreCeilingPercent": 60,
         "coreBurstMs": 25,
         "disableControl": True,
+        "oversubscription": True,
     }
     config = decode_share_config(everything, field="x")
 
     assert (config.memory_limit_percent, config.priority, config.core_policy) == (50, 0, "force")
     assert (config.core_ceiling_percent, config.core_burst_ms) == (60, 25)
     assert config.disable_control
+    assert config.oversubscription
     assert encode_share_config(config) == everything
     assert encode_share_config(decode_share_config(KIND, field="x")) == KIND
 
@@ -57,10 +59,7 @@ def test_every_field_travels() -> None:
         ({**KIND, "memoryLimitMib": 1}, "unknown field `memoryLimitMib`"),
         ({**KIND, "memoryLimitMiB": "1"}, "Expected `int | null`"),
         ({**KIND, "memoryLimitMiB": 0}, "at least 1 MiB"),
-        (
-            {**KIND, "oversubscription": True},
-            "parameters.oversubscription: is not offered: nothing moves a program's memory",
-        ),
+        ({**KIND, "oversubscription": "yes"}, "Expected `bool`"),
         ({"kind": "ShareConfig"}, "missing required field `apiVersion`"),
         ({**KIND, "kind": "GpuConfig"}, "Invalid enum value 'GpuConfig'"),
         (["a"], "Expected `object`"),

@@ -212,6 +212,31 @@ async def test_a_claim_without_control_says_so_in_its_grant(
     assert grants["a"].devices[0].memory_limit_bytes == 3000 * MIB
 
 
+async def test_an_oversubscribed_claim_says_so_in_its_grant(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    claim = make_claim("job", make_share(request="a"), make_share(1, share=2, request="b"))
+    parameters = {
+        "apiVersion": "gpu.project-hami.io/v1alpha1",
+        "kind": "ShareConfig",
+        "oversubscription": True,
+    }
+    claim["status"]["allocation"]["devices"]["config"] = [
+        {
+            "source": "FromClaim",
+            "requests": ["b"],
+            "opaque": {"driver": DRIVER_NAME, "parameters": parameters},
+        }
+    ]
+    ref = await put_claim(cluster, claim)
+    async with start_rig(tmp_path, cluster) as rig:
+        await rig.preparer.prepare(ref)
+
+    claims = tmp_path / "state" / "claims" / ref.uid
+    grants = {name: decode_grant((claims / name / "grant").read_bytes()) for name in ("a", "b")}
+    assert {name: g.devices[0].spill for name, g in grants.items()} == {"a": False, "b": True}
+
+
 async def test_preparing_again_changes_nothing(tmp_path: Path, cluster: FakeCluster) -> None:
     ref = await put_claim(cluster, make_claim("job", make_share()))
     async with start_rig(tmp_path, cluster) as rig:

@@ -247,11 +247,21 @@ def test_how_to_enforce_is_carried_to_the_share() -> None:
     assert device.memory_mib == 3000
 
 
+def test_oversubscription_is_carried_to_the_share() -> None:
+    (device,) = bind(make_claim(make_result(), config=configure(oversubscription=True)))
+    (plain,) = bind(make_claim(make_result(), config=configure(priority=0)))
+
+    assert device.oversubscription
+    assert device.memory_mib == 3000
+    assert not plain.oversubscription
+
+
 def test_without_configuration_the_defaults_hold() -> None:
     (device,) = bind(make_claim(make_result()))
 
     assert (device.priority, device.core_policy, device.control_disabled) == (None, None, False)
     assert (device.ceiling_percent, device.burst_ms) == (0, 0)
+    assert not device.oversubscription
 
 
 @pytest.mark.parametrize(
