@@ -48,7 +48,7 @@ def pod(
                     "command": ["cuprobe", "hold", str(HELD_MIB)],
                     "resources": {"limits": resources},
                 }
-            ]
+            ],
         },
     }
 

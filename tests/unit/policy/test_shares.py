@@ -55,7 +55,8 @@ def use(pid: int, pod: str | None, mib: int = 0, **changes: Any) -> CardUse:
 def slot(number: int, pid: int, *mib: int, start: int | None = None) -> RegionProcess:
     """Return the slot of `use(pid)`."""
     began = pid * 10 if start is None else start
-    return RegionProcess(number, pid % 100, 0, began, 1, tuple(m * MIB for m in mib or (0,)))
+    used = tuple(m * MIB for m in mib or (0,))
+    return RegionProcess(number, pid % 100, 0, began, 1, used, (0,) * len(used))
 
 
 def region(*slots: RegionProcess) -> RegionView:
@@ -68,6 +69,8 @@ def say(**changes: int) -> RegionDevice:
         "limit_bytes": None,
         "used_bytes": 0,
         "overhead_bytes": 0,
+        "spilled_bytes": 0,
+        "spill_count": 0,
         "peak_bytes": 0,
         "busy_ns": 0,
         "due_ns": 0,
@@ -168,7 +171,7 @@ def measure(
 ) -> dict[str, int]:
     """Return MiB by claim; items are a process, its shares, and MiB charged by the first."""
     owned = [
-        OwnedUse(u, s, {s[0].name.grant: RegionProcess(0, 1, 0, 1, 1, (charged * MIB,))})
+        OwnedUse(u, s, {s[0].name.grant: RegionProcess(0, 1, 0, 1, 1, (charged * MIB,), (0,))})
         for u, s, charged in items
     ]
     known = {

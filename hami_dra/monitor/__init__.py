@@ -1,1 +1,0 @@
-"""What cards, shares and pods do, as numbers and pages."""
