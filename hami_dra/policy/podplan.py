@@ -22,7 +22,7 @@ from hami_dra.policy.hiding import hide_cards
 from hami_dra.policy.native import is_native
 from hami_dra.policy.percentage import list_alternatives, warn_percentage
 from hami_dra.policy.placement import choose_index, fit_constraints, warn_preferences
-from hami_dra.policy.podview import PodView, list_places, view_pod
+from hami_dra.policy.podview import Container, PodView, list_places, view_pod
 from hami_dra.policy.request import PodRequest
 from hami_dra.policy.templates import build_template, is_template_name
 
@@ -100,6 +100,8 @@ def plan_pod(
     name = template["metadata"]["name"] if template else None
     rewritten = podpatch.rewrite_pod(source, request, name, settings.replace_schedulers)
     _check_annotations(rewritten)
+    if original is not None:
+        _check_restored(pod, rewritten)
     if settings.nvidia.overwrite_env:
         rewritten = hide_cards(rewritten, view_pod(rewritten), request.uses)
     return PodPlan(
@@ -181,6 +183,36 @@ def _read_annotation(view: PodView) -> Original | None:
     # Anybody can write the annotation; nothing in it may reach another field than it came from.
     known = all(lists.keys() <= {"limits", "requests", "annotations"} for lists in found.values())
     return found if known else None
+
+
+def _check_restored(pod: Mapping[str, Any], rewritten: Mapping[str, Any]) -> None:
+    """Refuse an annotation with resources that no claim replaces: they would stay in the pod.
+
+    Anybody can write it, and what it says need not even be valid in a pod.
+
+    Raises:
+        UserError: With the container and the resource.
+    """
+    for before, after in zip(
+        list_places(view_pod(pod)), list_places(view_pod(rewritten)), strict=True
+    ):
+        written = _list_resources(before.container)
+        for name, key in _list_resources(after.container):
+            if (name, key) not in written:
+                raise UserError(
+                    f"says that {key!r} in the {name} of container {after.container.name!r} was "
+                    f"replaced by a claim, which it never is; remove the annotation, and the claim "
+                    f"{POD_CLAIM_NAME!r} from the pod",
+                    field=f'metadata.annotations["{ANNOTATION_ORIGINAL_REQUEST}"]',
+                )
+
+
+def _list_resources(container: Container) -> list[tuple[str, str]]:
+    resources = container.resources
+    if resources is None:
+        return []
+    lists = (("limits", resources.limits), ("requests", resources.requests))
+    return [(name, key) for name, values in lists for key in values or ()]
 
 
 def _check_annotations(pod: Mapping[str, Any]) -> None:

@@ -1,8 +1,12 @@
 """The annotation that keeps the original request has every container's keys, whatever its kind."""
 
+import copy
 import json
 from typing import Any
 
+import pytest
+
+from hami_dra.contract.errors import UserError
 from hami_dra.contract.names import ANNOTATION_ORIGINAL_REQUEST
 from hami_dra.policy.podplan import plan_pod
 
@@ -52,3 +56,32 @@ def test_init_containers_sidecars_and_requests_are_kept() -> None:
         },
         "none": {"limits": {"nvidia.com/gpu": 0}},
     }
+
+
+@pytest.mark.parametrize("place", ["limits", "requests"])
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("main", "x"),
+        ("main", "memory"),
+        ("main", "example.com/fpga"),
+        ("side", "example.com/fpga"),
+    ],
+)
+def test_a_made_up_annotation_writes_no_resource_that_admission_never_takes(
+    place: str, name: str, key: str
+) -> None:
+    """Found with 100,000 pods: the API server refused what was put back into the pod."""
+    main = container("main", {"limits": {"nvidia.com/gpu": "1"}})
+    side = container("side", {})
+    first = plan_pod({"metadata": {"name": "p"}, "spec": {"containers": [main, side]}})
+    assert first is not None
+    pod = copy.deepcopy(first.pod)
+    pod["metadata"]["annotations"][ANNOTATION_ORIGINAL_REQUEST] = json.dumps(
+        {name: {place: {key: "-1"}}}
+    )
+    pod["spec"]["containers"][0]["resources"]["limits"] = {"nvidia.com/gpu": "1"}
+    said = rf"'{key}' in the {place} of container '{name}' was replaced .* remove"
+    with pytest.raises(UserError, match=said) as denied:
+        plan_pod(pod)
+    assert denied.value.field == f'metadata.annotations["{ANNOTATION_ORIGINAL_REQUEST}"]'
