@@ -1,6 +1,7 @@
 """Instances made for claims: whatever happens in between, each has one owner or is gone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hami_dra.node.migmode import MigModes
 from hami_dra.node.partitions import MIG_PREPARE_STEPS, MIG_UNPREPARE_STEPS
 from hami_dra.node.preparer import PREPARE_STEPS, UNPREPARE_STEPS
 from hami_dra.policy.devices import name_device
+from hami_dra.policy.metadata import decode_metadata
 from hami_dra.testing.fakecluster import FakeCluster
 from hami_dra.testing.fakemig import divide
 from tests.unit.node.dividedcard import CARD, OTHERS, DividedCard, make_part
@@ -351,3 +353,114 @@ async def test_who_only_looks_makes_no_instance(tmp_path: Path, cluster: FakeClu
         await rig.preparer.prepare(watch)
         assert card.places == []
         assert NODE in {d.pool for r in await rig.ledger.records() for d in r.binding.devices}
+
+
+async def test_one_at_our_place_that_is_not_what_we_made_is_somebody_elses(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    card = DividedCard(tmp_path)
+    ref = await put_claim(cluster, make_claim("job", make_part()))
+    async with start(tmp_path, cluster, card) as rig:
+        card.show_to(rig)
+        await rig.preparer.prepare(ref)
+        card.reboot()  # somebody ended it by hand, in this boot, and made one there
+        theirs = replace(OTHERS, start=4, number=8)
+        card.put(CARD.uuid, theirs)
+        await rig.preparer.unprepare(ref)
+        assert card.cards[CARD.uuid] == (theirs,)
+
+
+async def test_two_instances_of_the_plugin_know_what_the_other_has_made(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    card = DividedCard(tmp_path)
+    ref = await put_claim(cluster, make_claim("job", make_part()))
+    beside = await put_claim(cluster, make_claim("beside", make_part("1g.5gb", 5)))
+    async with (
+        start(tmp_path, cluster, card) as old,
+        start(tmp_path, cluster, card) as new,
+    ):
+        for rig in (old, new):
+            card.show_to(rig)
+        await old.preparer.prepare(ref)
+        card.show_to(new)
+        gpu = new.gpus[name_device(CARD.uuid)]
+        (instance,) = card.cards[CARD.uuid]
+        assert new.partitions.is_foreign(gpu, instance), "nobody has told it yet"
+        assert await new.partitions.refresh()
+        assert not new.partitions.is_foreign(gpu, instance)
+        assert not await new.partitions.refresh(), "no news"
+
+        assert await new.preparer.prepare(ref) == await old.preparer.prepare(ref)
+        assert card.places == [(4, 4)]
+        assert ref.uid in await refuse(new, beside)
+        await new.preparer.unprepare(ref)
+        assert card.places == []
+        assert await old.partitions.refresh()
+        assert not old.partitions.is_foreign(divide(CARD, instance, read_at=1.0), instance)
+        await old.preparer.prepare(beside)
+        assert card.places == [(5, 1)]
+
+
+async def test_no_mode_is_switched_while_there_is_another_instance_of_the_plugin(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    card = DividedCard(tmp_path)
+    peers = [True]
+
+    @contextmanager
+    def alone() -> Iterator[bool]:
+        yield not peers
+
+    async with start(tmp_path, cluster, card) as rig:
+        rig.gpus[name_device(CARD.uuid)] = divide(CARD, enabled=False)
+        modes = MigModes(
+            rig.partitions,
+            rig.ledger,
+            gpus=lambda: rig.gpus,
+            look=lambda: card.show_to(rig),
+            alone=alone,
+        )
+        assert await modes.switch(), "it waits"
+        assert card.modes == {}
+        peers.clear()
+        assert not await modes.switch()
+        assert card.modes == {CARD.uuid: True}
+
+
+async def test_a_container_can_read_which_instance_it_has(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    card = DividedCard(tmp_path)
+    ref = await put_claim(cluster, make_claim("job", make_part("1g.10gb", 6)))
+    async with start(tmp_path, cluster, card) as rig:
+        card.show_to(rig)
+        await rig.preparer.prepare(ref)
+        path = rig.files.directories.metadata_path(ref.uid, "gpu")
+        document, _ = decode_metadata(path.read_bytes())
+        (device,) = document["requests"][0]["devices"]
+        attributes = {
+            name: next(iter(value.values())) for name, value in device["attributes"].items()
+        }
+        assert attributes["uuid"] == card.cards[CARD.uuid][0].parts[0].uuid
+        assert (attributes["type"], attributes["profile"]) == ("hami-mig", "1g.10gb")
+        assert (attributes["parentUUID"], attributes["memoryMiB"]) == (CARD.uuid, 9856)
+        assert attributes["productName"] == CARD.product_name
+
+
+async def test_after_a_reboot_no_file_gives_rights_to_somebody_elses_instance(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    card = DividedCard(tmp_path)
+    ref = await put_claim(cluster, make_claim("job", make_part()))
+    async with start(tmp_path, cluster, card) as rig:
+        card.show_to(rig)
+        await rig.preparer.prepare(ref)
+        (name,) = rig.claim_files()
+    card.reboot()
+    (tmp_path / "cdi" / name).unlink()
+    async with start(tmp_path, cluster, card, boot_id="boot-2") as rig:
+        await resume(rig, card)
+        assert rig.claim_files() == [], "the number may be another's by now"
+        await rig.preparer.prepare(ref)
+        assert rig.claim_files() == [name]
