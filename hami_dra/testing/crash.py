@@ -3,7 +3,8 @@
 ``python -m hami_dra.testing.crash --at cdi -- --node-name n1 ...``: everything after ``--`` goes to
 ``hami-dra node``. The process kills itself with SIGKILL, so nothing is cleaned up: what a power
 cut or the OOM killer leaves behind. Either right after a step of the preparer, or right before a
-point (see `crashpoints`) that is counted from the first call to the API server for a claim.
+point (see `crashpoints`) that is counted from the first call to the API server for a claim; all
+of them, or those of one kind.
 """
 
 import itertools
@@ -40,9 +41,14 @@ _STEPS: Final = (
     multiple=True,
     help="Where files count as points. Repeatable.",
 )
+@click.option("--only", default="", metavar="VERB", help="Count points of this kind.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def crash(
-    at: str | None, before: int | None, below: tuple[Path, ...], arguments: tuple[str, ...]
+    at: str | None,
+    before: int | None,
+    below: tuple[Path, ...],
+    only: str,
+    arguments: tuple[str, ...],
 ) -> None:
     """Run ``hami-dra node`` and die."""
 
@@ -52,21 +58,24 @@ def crash(
 
     with ExitStack() as stack:
         if before is not None:
-            stack.enter_context(watch_points(_Countdown(before), *below))
+            stack.enter_context(watch_points(_Countdown(before, only), *below))
         node.main(args=list(arguments), obj=step, prog_name="hami-dra node")
 
 
 class _Countdown:
     """Kills the process before the given point."""
 
-    def __init__(self, before: int) -> None:
+    def __init__(self, before: int, only: str) -> None:
         self._before = before
+        self._only = only
         self._count = itertools.count()
         self._counting = False
 
     def __call__(self, point: Point) -> None:
         if point == Point("api", "get resourceclaims"):
             self._counting = True
+        if self._only not in {"", point.verb}:
+            return
         if self._counting and next(self._count) >= self._before:
             _die()
 

@@ -58,7 +58,11 @@ class Place:
         return self.base / "kubelet"
 
     async def start(
-        self, *, program: Sequence[str] = ("hami_dra", "node"), pod_uid: str = ""
+        self,
+        *,
+        program: Sequence[str] = ("hami_dra", "node"),
+        pod_uid: str = "",
+        options: Sequence[str] = (),
     ) -> asyncio.subprocess.Process:
         """Start the plugin, as a module with its arguments; does not wait for it."""
         base = self.base
@@ -71,9 +75,11 @@ class Place:
             "--state-dir", str(base / "state"),
             "--driver-root", str(self.driver.root),
             "--sysfs", str(self.driver.sysfs_dir),
+            "--procfs", str(self.driver.procfs_dir),
             "--libvgpu", str(BUILD / "src" / "libvgpu.so"),
             "--health-listen", "127.0.0.1:0",
             "--prepare-budget-seconds", "2",
+            *options,
         ]  # fmt: skip
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", *program, *arguments, env=os.environ | self.driver.environment()
