@@ -3,10 +3,13 @@
 An allocated claim counts what it consumes. One that still waits counts the most that it may take,
 key by key, as Kubernetes counts devices (pkg/quota/v1/evaluator/core/resource_claims.go), so that
 no allocation can raise the sum.
+
+A MIG device is a card by number. What it has is not in the claim, so it counts the MiB that are
+asked for, allocated or not, and no compute: its share of that is the card's to give.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
@@ -16,6 +19,7 @@ from hami_dra.contract.names import (
     CAPACITY_CORES,
     CAPACITY_MEMORY,
     DEVICE_CLASS,
+    DEVICE_CLASS_MIG,
     DRIVER_NAME,
 )
 from hami_dra.contract.quantity import MIB, parse_bytes
@@ -99,7 +103,8 @@ def read_claim(body: Mapping[str, Any]) -> ClaimUse | None:
     """Return what matters of a stored claim, ``None`` if it has nothing to do with our cards."""
     allocation = (body.get("status") or {}).get("allocation")
     if allocation:
-        takes = _read_results((allocation.get("devices") or {}).get("results") or ())
+        parts = _find_parts(body.get("spec") or {})
+        takes = _read_results((allocation.get("devices") or {}).get("results") or (), parts)
     else:
         takes = read_spec(body.get("spec") or {})
     if not takes:
@@ -135,22 +140,45 @@ def _memory(take: Take, largest_mib: int | None) -> int:
 
 
 def _counts(ask: Ask) -> bool:
-    return ask.device_class_name == DEVICE_CLASS and not ask.admin_access
+    return ask.device_class_name in {DEVICE_CLASS, DEVICE_CLASS_MIG} and not ask.admin_access
 
 
 def _read_ask(ask: Ask) -> Take:
     requests = (ask.capacity and ask.capacity.requests) or {}
+    divided = ask.device_class_name == DEVICE_CLASS_MIG
+    memory_mib = _read_memory(requests)
     return Take(
         # Of all the cards of some node there are at most as many as one allocation can hold.
         cards=max(ask.count, 0) if ask.allocation_mode == _EXACT_COUNT else MOST_CARDS,
-        memory_mib=_read_memory(requests),
-        cores_percent=_read_cores(requests),
+        memory_mib=(memory_mib or 0) if divided else memory_mib,
+        cores_percent=0 if divided else _read_cores(requests),
     )
 
 
-def _read_results(results: Iterable[Mapping[str, Any]]) -> Takes:
+def _find_parts(spec: Mapping[str, Any]) -> dict[str, Take]:
+    """Return what each MIG device takes of the requests that ask for such."""
+    try:
+        requests = msgspec.convert(spec, ClaimSpec).devices.requests or ()
+    except msgspec.ValidationError:
+        return {}
+    asks = {
+        name: ask
+        for request in requests
+        for name, ask in (
+            (request.name, request.exactly),
+            *((f"{request.name}/{each.name}", each) for each in request.first_available or ()),
+        )
+        if ask is not None and ask.device_class_name == DEVICE_CLASS_MIG
+    }
+    return {name: replace(_read_ask(ask), cards=1) for name, ask in asks.items()}
+
+
+def _read_results(results: Iterable[Mapping[str, Any]], parts: Mapping[str, Take]) -> Takes:
     return tuple(
-        (Take(1, _read_memory(consumed), _read_cores(consumed)),)
+        (
+            parts.get(str(result.get("request", "")))
+            or Take(1, _read_memory(consumed), _read_cores(consumed)),
+        )
         for result in results
         if result.get("driver") == DRIVER_NAME and not result.get("adminAccess")
         for consumed in [result.get("consumedCapacity") or {}]

@@ -56,5 +56,9 @@ OUR_CARDS: Final = Target(
     takes_config=True,
 )
 
-MIG_DEVICES: Final = Target(device_class=DEVICE_CLASS_MIG, driver=DRIVER_NAME, uuid=ATTR_UUID)
-"""Parts that the card itself keeps apart: taken whole, and not held by our library."""
+MIG_DEVICES: Final = Target(
+    device_class=DEVICE_CLASS_MIG, driver=DRIVER_NAME, memory=CAPACITY_MEMORY, uuid=ATTR_UUID
+)
+"""Parts that the card itself keeps apart: taken whole, and not held by our library.
+
+Memory that is asked for is the least that a part must have."""

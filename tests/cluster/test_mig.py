@@ -210,6 +210,19 @@ def test_a_share_is_not_taken_from_a_divided_card(stack: Stack) -> None:
     delete(stack, "share")
 
 
+def test_hamis_mode_mig_is_the_smallest_part_with_the_memory(stack: Stack) -> None:
+    cluster = stack.cluster
+    wait_mig_devices(stack, A100.uuid, 25)
+    body = pod("hami", gpu=1, gpumem=9000)
+    body["metadata"]["annotations"] = {"nvidia.com/vgpu-mode": "mig"}
+    cluster.apply(text(body))
+    cluster.wait_pod_running("hami")
+    assert instances(stack) == [(6, 2)], "1g.10gb; 1g.5gb has too little"
+    assert 9000 <= stack.visible_mib("hami") < 10000
+    delete(stack, "hami")
+    assert instances(stack) == []
+
+
 def test_a_claim_says_which_instance_it_has(stack: Stack) -> None:
     cluster = stack.cluster
     wait_mig_devices(stack, A100.uuid, 25)

@@ -26,7 +26,6 @@ from hami_dra.policy.request import (
     Share,
     place_shares,
 )
-from hami_dra.policy.selectors import memory_at_least
 from hami_dra.policy.target import MIG_DEVICES
 from hami_dra.policy.written import Number, Written, keep_written, list_written
 
@@ -102,7 +101,7 @@ def _take_part(pod: PodView, share: Share, conditions: tuple[str, ...]) -> Share
         cards=share.cards,
         memory_mib=share.memory_mib,
         target=MIG_DEVICES,
-        selectors=(*conditions, memory_at_least(share.memory_mib)),
+        selectors=conditions,
     )
 
 

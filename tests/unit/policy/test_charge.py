@@ -36,7 +36,11 @@ def _request(name: str, row: Any) -> dict[str, Any]:
 def _result(row: dict[str, Any]) -> dict[str, Any]:
     consumed = {key: row[key] for key in ("memory", "cores") if key in row}
     driver = row.get("driver", DRIVER_NAME)
-    result: dict[str, Any] = {"driver": driver, "adminAccess": row.get("admin")}
+    result: dict[str, Any] = {
+        "driver": driver,
+        "adminAccess": row.get("admin"),
+        "request": row.get("request", "r"),
+    }
     return {**result, "consumedCapacity": consumed} if consumed else result
 
 
@@ -53,10 +57,11 @@ def _read(row: dict[str, Any], sizes: list[int]) -> Takes:
         requests = [_request(f"r{i}", each) for i, each in enumerate(row["asks"])]
         return read_spec({"devices": {"requests": requests}})
     results = [_result(each) for each in row["results"]]
+    # Whatever it asked for, but for parts of cards.
+    asked = [_request(f"r{i}", each) for i, each in enumerate(row.get("asked", ()))]
     claim = {
         "metadata": {"uid": "u"},
-        # Whatever it asked for.
-        "spec": {"devices": {"requests": [{"name": "r", "exactly": _ask({"count": 7})}]}},
+        "spec": {"devices": {"requests": asked or [_request("r", {"count": 7})]}},
         "status": {"allocation": {"devices": {"results": results}}},
     }
     use = read_claim(claim)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from hami_dra.contract.names import DEVICE_CLASS_MIG, DRIVER_NAME
+from hami_dra.contract.quantity import parse_bytes
 from hami_dra.contract.settings import decode_settings
 from hami_dra.controller.manifests import WebhookAddress, render_objects
 from hami_dra.kube.objects import DEVICE_CLASSES
@@ -31,11 +32,13 @@ def find(**row: Any) -> list[tuple[str, str]]:
     (request,) = plan.template["spec"]["spec"]["devices"]["requests"]
     ask = request["exactly"]
     assert ask["deviceClassName"] == DEVICE_CLASS_MIG
-    conditions = [*CLASS, *(entry["cel"]["expression"] for entry in ask["selectors"])]
+    conditions = [*CLASS, *(entry["cel"]["expression"] for entry in ask.get("selectors", ()))]
+    least = ask.get("capacity", {"requests": {"memory": "0"}})["requests"]["memory"]
     return [
         (read(device, "parentUUID"), read(device, "profile"))
         for device in DEVICES
-        if all(cel.evaluate(each, view(device)) is True for each in conditions)
+        if parse_bytes(device["capacity"]["memory"]["value"]) >= parse_bytes(least)
+        and all(cel.evaluate(each, view(device)) is True for each in conditions)
     ]
 
 
