@@ -370,9 +370,12 @@ def _check_parts(connection: sqlite3.Connection, record: ClaimRecord) -> None:
     """Refuse parts of a card that others have, and shares of a card that others divide."""
     uid = record.binding.claim_uid
     mine = [device for device in record.binding.devices if not device.admin]
-    divided = any(device.mig is not None for device in mine)
-    # Shares exclude parts only: on a node without any, no record is read.
-    others = _select(connection, "WHERE uid <> ? AND (? OR instr(record, ?))", uid, divided, _PART)
+    if any(device.mig is not None for device in mine):
+        others = _select(connection, "WHERE uid <> ?", uid)
+    else:
+        # Shares exclude parts only, which are taken whole: on most nodes no record is read.
+        whole = "WHERE uid IN (SELECT uid FROM shares WHERE exclusive) AND uid <> ?"
+        others = _select(connection, f"{whole} AND instr(record, ?)", uid, _PART)
     for other in others:
         for rival in other.binding.devices:
             found = next((each for each in mine if exclude_each_other(each, rival)), None)
