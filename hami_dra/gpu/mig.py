@@ -29,6 +29,10 @@ _WHOLE_SECONDS: Final = 30.0
 T = TypeVar("T")
 
 
+class InstanceRefusedError(RetryError):
+    """The driver has not made an instance, and will not make it later for this call."""
+
+
 class InstanceControl(Protocol):
     """Makes and ends the instances of this node's cards. Every call may be cancelled."""
 
@@ -44,7 +48,8 @@ class InstanceControl(Protocol):
         """Make a GPU instance exactly there and return NVML's id of it.
 
         Raises:
-            RetryError: The place is taken, or the card does not allow it.
+            InstanceRefusedError: The place is taken, or the card does not allow it.
+            RetryError: The driver does not answer; it may make the instance yet.
         """
         ...
 
@@ -116,18 +121,20 @@ class NvmlInstances:
     async def create_instance(self, place: Place, profile: int) -> int:
         """See `InstanceControl`."""
         uuid, start, size = place
+        what = f"card {uuid}: making a MIG instance of profile {profile} at slice {start}"
 
         def create(nvml: Any) -> int:
             handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
             where = nvml.c_nvmlGpuInstancePlacement_t(start, size)
-            made = nvml.nvmlDeviceCreateGpuInstanceWithPlacement(
-                handle, profile, ctypes.byref(where)
-            )
+            try:
+                made = nvml.nvmlDeviceCreateGpuInstanceWithPlacement(
+                    handle, profile, ctypes.byref(where)
+                )
+            except nvml.NVMLError as error:
+                raise InstanceRefusedError(f"{what}: {error}") from error
             return int(nvml.nvmlGpuInstanceGetInfo(made).id)
 
-        return await self._call(
-            f"card {uuid}: making a MIG instance of profile {profile} at slice {start}", create
-        )
+        return await self._call(what, create)
 
     async def create_part(self, uuid: str, instance: int) -> Part:
         """See `InstanceControl`."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from hami_dra.contract.errors import HamiDraError
+from hami_dra.gpu.mig import InstanceRefusedError
 from hami_dra.node.ledger import ClaimRecord, Ledger
 from hami_dra.node.partitions import Partitions, has_instances
 from hami_dra.policy.binding import Binding
@@ -78,13 +79,17 @@ class ClaimParts:
         if not has_instances(record.binding):
             return record
         self._partitions.own(record.binding)
+        held = known.binding if known is not None else None
         try:
-            made = replace(
-                record, binding=await self._partitions.create(record.binding, self._step)
-            )
+            binding = await self._partitions.create(record.binding, held, self._step)
+            made = replace(record, binding=binding)
             if made != record:
                 await self._ledger.note(made)
                 self._step("ledger-instances")
+        except InstanceRefusedError:
+            if known is None:
+                await self._leave(record.binding)
+            raise
         except HamiDraError:
             if known is None:
                 await self._withdraw(record.binding)
@@ -120,6 +125,9 @@ class ClaimParts:
             await self._partitions.destroy(binding)
         except HamiDraError:
             return  # the intent stays, and with it whose the instance is
+        await self._leave(binding)
+
+    async def _leave(self, binding: Binding) -> None:
         await self._ledger.remove(binding.claim_uid)
         self._partitions.disown(binding)
 

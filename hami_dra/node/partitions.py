@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from hami_dra.contract.errors import HamiDraError, RetryError
-from hami_dra.gpu.mig import InstanceControl
+from hami_dra.gpu.mig import InstanceControl, InstanceRefusedError
 from hami_dra.node.ledger import Ledger
 from hami_dra.policy.binding import Binding, BoundDevice, BoundPart
 from hami_dra.policy.devices import GpuFacts
@@ -169,21 +169,35 @@ class Partitions:
                         "the pod so that its claim is allocated anew"
                     )
 
-    async def create(self, binding: Binding, step: Step) -> Binding:
+    async def create(self, binding: Binding, known: Binding | None, step: Step) -> Binding:
         """Make the instances of a claim whose intent is on disk. Idempotent.
+
+        Args:
+            binding: The plan.
+            known: What was recorded before the intent: only at its places may be something of ours.
+            step: See `MIG_PREPARE_STEPS`.
 
         Returns:
             The binding with what they are.
 
         Raises:
-            RetryError: An instance cannot be made; what was made stays, recorded as the claim's.
+            InstanceRefusedError: One was not made, and none of those is left that were new.
+            RetryError: One cannot be made; what was made stays, recorded as the claim's.
         """
-        devices = []
-        for device in binding.devices:
-            part = device.mig
-            if part is not None and part.dynamic:
-                part = await self._ensure(part, step)
-            devices.append(replace(device, mig=part))
+        held = {_place(part) for part in self._own_parts(known)} if known else set()
+        devices: list[BoundDevice] = []
+        new: list[BoundDevice] = []
+        try:
+            for device in binding.devices:
+                part = device.mig
+                if part is not None and part.dynamic:
+                    fresh = _place(part) not in held
+                    part = await self._ensure(part, step, fresh=fresh)
+                    new += [replace(device, mig=part)] if fresh else []
+                devices.append(replace(device, mig=part))
+        except InstanceRefusedError:
+            await self.destroy(replace(binding, devices=tuple(new)))
+            raise
         return replace(binding, devices=tuple(devices))
 
     async def destroy(self, binding: Binding) -> None:
@@ -280,8 +294,9 @@ class Partitions:
                 return found if not (part.uuid and uuids) or part.uuid in uuids else None
         return None
 
-    async def _ensure(self, part: BoundPart, step: Step) -> BoundPart:
-        found = await self._find(part)
+    async def _ensure(self, part: BoundPart, step: Step, *, fresh: bool) -> BoundPart:
+        # What is at a place that was free a moment ago is not ours: the driver then refuses.
+        found = None if fresh else await self._find(part)
         if found is None:
             number = await self._control.create_instance(_place(part), part.profile)
             step("mig-instance")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from hami_dra.contract.errors import RetryError
+from hami_dra.gpu.mig import InstanceRefusedError
 from hami_dra.policy.devices import GpuFacts
 from hami_dra.policy.mig import Instance, MigFacts, Part, Place, Profile, overlap
 from hami_dra.testing.crashpoints import Point, report
@@ -80,6 +81,7 @@ class FakeInstances:
         modes: Cards in MIG mode, by UUID; what is not here is.
         fault: Text of the error of every change, ``None`` for none.
         part_fault: The same, of making compute instances alone.
+        late: What somebody else makes right before our next attempt.
         used: Numbers of instances that processes use.
         ended: Instances that were ended, in order.
     """
@@ -89,6 +91,7 @@ class FakeInstances:
     modes: dict[str, bool] = field(default_factory=dict)
     fault: str | None = None
     part_fault: str | None = None
+    late: Instance | None = None
     used: set[int] = field(default_factory=set)
     ended: list[tuple[str, int]] = field(default_factory=list)
 
@@ -98,7 +101,11 @@ class FakeInstances:
 
     async def create_instance(self, place: Place, profile: int) -> int:
         """Make an instance if there is room."""
-        self._fail()
+        if self.fault is not None:
+            raise InstanceRefusedError(self.fault)
+        if (late := self.late) is not None:
+            self.late = None
+            self.put(place[0], late)
         uuid, start, size = place
         kind = next(each for each in self.profiles if each.number == profile)
         present = self.cards.get(uuid, ())
@@ -107,7 +114,7 @@ class FakeInstances:
             or any(overlap(start, size, each.start, each.size) for each in present)
             or sum(each.profile == profile for each in present) >= kind.instances
         ):
-            raise RetryError("Insufficient Resources")
+            raise InstanceRefusedError("Insufficient Resources")
         number = 8 - size + start
         report(Point("nvml", "nvmlDeviceCreateGpuInstanceWithPlacement"))
         self.put(uuid, Instance(number=number, profile=profile, start=start, size=size))

@@ -28,11 +28,13 @@ class DividedCard(FakeInstances):
     Attributes:
         gpu: The card, undivided.
         procfs: The directory.
+        after: What somebody else makes when we have made an instance.
     """
 
     def __init__(self, base: Path, gpu: GpuFacts = CARD) -> None:
         super().__init__()
         self.gpu = gpu
+        self.after: list[Instance] = []
         self.procfs = base / "proc"
         self.procfs.mkdir(exist_ok=True)
         (self.procfs / "devices").write_text("Character devices:\n237 nvidia-caps\n")
@@ -44,6 +46,7 @@ class DividedCard(FakeInstances):
         (below / "ci0").mkdir(parents=True, exist_ok=True)
         (below / "access").write_text(f"DeviceFileMinor: {10 * instance}\nDeviceFileMode: 292\n")
         (below / "ci0/access").write_text(f"DeviceFileMinor: {10 * instance + 1}\n")
+        self.late = self.after.pop() if self.after else None
         return part
 
     async def destroy(self, uuid: str, instance: int) -> None:

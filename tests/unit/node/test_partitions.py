@@ -464,3 +464,21 @@ async def test_after_a_reboot_no_file_gives_rights_to_somebody_elses_instance(
         assert rig.claim_files() == [], "the number may be another's by now"
         await rig.preparer.prepare(ref)
         assert rig.claim_files() == [name]
+
+
+async def test_what_somebody_makes_right_before_us_is_neither_taken_nor_ended(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    card = DividedCard(tmp_path)
+    two = [make_part("1g.5gb", 0, request="small"), make_part(request="large")]
+    ref = await put_claim(cluster, make_claim("job", *two))
+    theirs = replace(OTHERS, start=4, number=8)
+    async with start(tmp_path, cluster, card) as rig:
+        card.show_to(rig)
+        card.after = [theirs]
+        assert "Insufficient Resources" in await refuse(rig, ref)
+        assert card.cards[CARD.uuid] == (theirs,), "the small one has ended again"
+        assert await rig.ledger.records() == []
+        assert "has not made it" in await refuse(rig, ref)
+        await rig.preparer.unprepare(ref)
+    assert card.cards[CARD.uuid] == (theirs,)
