@@ -62,7 +62,7 @@ from hami_dra.node.preparer import ClaimFiles, Preparer, Step, no_step, read_boo
 from hami_dra.node.recovery import Recovery, RecoveryReport
 from hami_dra.node.settings import NodeSettings
 from hami_dra.node.sharedir import ShareDirectories
-from hami_dra.node.spillmetrics import SpillMetrics
+from hami_dra.node.sharemetrics import ShareMetrics
 from hami_dra.service.clock import SystemClock
 from hami_dra.service.http import Readiness, serve_health
 from hami_dra.service.supervise import Supervisor
@@ -124,7 +124,7 @@ async def run_node(
             node = _Node(settings, Api(session), state, readiness, inputs, step)
             registry.register(node.metrics)
             registry.register(node.claim_metrics)
-            registry.register(SpillMetrics(ShareDirectories(settings.state_dir)))
+            registry.register(ShareMetrics(node.arbitration.statistics, node.watch.held))
             if await _persist(node.recover, supervisor, note) is not None:
                 await node.serve(supervisor)
 

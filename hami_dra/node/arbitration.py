@@ -189,7 +189,8 @@ class Arbitration:
         if owned is not None and uses is not None:
             earlier = memory.owners.find(shares, uses, before)
             charged = {(item.use.uuid, item.use.pid): item.charged_bytes for item in earlier}
-            told.overheads = memory.meter.measure(owned, charged)
+            taken = {name: device.used_bytes for name, device in devices.items()}
+            told.overheads = memory.meter.measure(owned, charged, taken)
             told.trims = memory.arbiter.trim(shares, owned, devices, alone=standing.alone, now=now)
             self._add_busy(owned, now)
         memory.arbiter.remember(devices)
@@ -206,11 +207,7 @@ class Arbitration:
             share=share,
             device=told.devices.get(share.name),
             overhead_bytes=(told.overheads or {}).get(share.name, 0),
-            used_bytes=sum(
-                item.use.used_bytes
-                for item in told.owned
-                if item.shares and item.shares[0].name == share.name
-            ),
+            used_bytes=sum(item.split_bytes().get(share.name, 0) for item in told.owned),
             busy_seconds=self._memory.busy_seconds.get(share.name, 0.0),
             alone=share.name in told.standing.alone,
             held=share.name in self._gates.held(),

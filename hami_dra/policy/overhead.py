@@ -7,8 +7,11 @@ to a region that somebody removed: it comes out here, and counts against the gra
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from hami_dra.policy.shares import CardUse, OwnedUse, ShareName
+
+_NOTHING: Final[Mapping[ShareName, int]] = {}
 
 _Process = tuple[str, int, int]
 
@@ -33,13 +36,17 @@ class OverheadMeter:
     _known: dict[_Process, _Known] = field(default_factory=dict)
 
     def measure(
-        self, owned: Iterable[OwnedUse], charged_before: Mapping[tuple[str, int], int]
+        self,
+        owned: Iterable[OwnedUse],
+        charged_before: Mapping[tuple[str, int], int],
+        taken: Mapping[ShareName, int] = _NOTHING,
     ) -> dict[ShareName, int]:
         """Return bytes by share; those without are not in it.
 
         Args:
             owned: Processes, with the charges after the driver was asked.
             charged_before: By card and pid, the charges before.
+            taken: What libvgpu has charged to each share, all processes together.
         """
         known: dict[_Process, _Known] = {}
         found: dict[ShareName, int] = {}
@@ -50,7 +57,7 @@ class OverheadMeter:
             key = use.uuid, use.pid, use.start_ticks
             steady = charged_before.get((use.uuid, use.pid), 0) == item.charged_bytes
             known[key] = _learn(self._known.get(key), use, item.charged_bytes if steady else None)
-            _spread(item, known[key].counted, found)
+            _spread(item, known[key].counted, found, taken)
         self._known = known
         return found
 
@@ -65,12 +72,15 @@ def _learn(known: _Known | None, use: CardUse, charged: int | None) -> _Known:
     return _Known(min(max(known.counted, low), high), beside)
 
 
-def _spread(item: OwnedUse, amount: int, found: dict[ShareName, int]) -> None:
+def _spread(
+    item: OwnedUse, amount: int, found: dict[ShareName, int], taken: Mapping[ShareName, int]
+) -> None:
     """Charge shares as libvgpu fills them: in order, each to its limit, and the last the rest."""
     for share in item.shares:
-        taken = amount
+        part = amount
         if share != item.shares[-1] and share.memory_bytes:
-            taken = min(amount, max(share.memory_bytes - found.get(share.name, 0), 0))
-        if taken:
-            found[share.name] = found.get(share.name, 0) + taken
-        amount -= taken
+            full = found.get(share.name, 0) + taken.get(share.name, 0)
+            part = min(amount, max(share.memory_bytes - full, 0))
+        if part:
+            found[share.name] = found.get(share.name, 0) + part
+        amount -= part

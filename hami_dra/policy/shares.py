@@ -129,12 +129,20 @@ class OwnedUse:
     @property
     def charged_bytes(self) -> int:
         """What libvgpu has charged for it."""
-        return sum(
-            slot.used_bytes[share.name.index]
-            for share in self.shares
-            if (slot := self.slots.get(share.name.grant)) is not None
-            and share.name.index < len(slot.used_bytes)
-        )
+        return sum(self._read_charge(share) for share in self.shares)
+
+    def split_bytes(self) -> dict[ShareName, int]:
+        """Return what it has by share: what each was charged, and the first one the rest."""
+        parts, rest = {}, self.use.used_bytes
+        for share in self.shares[1:]:
+            parts[share.name] = min(self._read_charge(share), rest)
+            rest -= parts[share.name]
+        return parts | {share.name: rest for share in self.shares[:1]}
+
+    def _read_charge(self, share: Share) -> int:
+        slot = self.slots.get(share.name.grant)
+        index = share.name.index
+        return 0 if slot is None or index >= len(slot.used_bytes) else slot.used_bytes[index]
 
 
 def list_shares(held: Iterable[HeldClaim]) -> list[Share]:

@@ -211,7 +211,7 @@ def test_a_lower_priority_waits_while_a_higher_works(
         if counts
     )
     resumed = next(second.until_ms - left for second in patient if second.until_ms > left)
-    after = percent(patient, left + 5000, patient[-1].until_ms)
+    after = percent(patient, left + 6500, patient[-1].until_ms)
     first = percent(urgent, came + 3000, left)
     measured(
         f"priority 0 had {first:.1f} percent beside priority 1, which had {before:.1f} before, "

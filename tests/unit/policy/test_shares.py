@@ -63,7 +63,7 @@ def region(*slots: RegionProcess) -> RegionView:
     return RegionView(1, 1, 0, (), slots)
 
 
-def say(**changes: int) -> RegionDevice:
+def say(**changes: Any) -> RegionDevice:
     facts: dict[str, Any] = {
         "uuid": CARD,
         "limit_bytes": None,
@@ -209,6 +209,23 @@ def test_it_fills_shares_as_libvgpu_does() -> None:
     processes = (use(7, "p", 250), both, 0), (use(8, "p", 30), both[1:], 0)
     measure(meter, *processes)
     assert measure(meter, *processes) == {"one": 100, "two": 180}
+
+
+def test_a_share_that_is_full_leaves_it_to_the_next() -> None:
+    meter, both = OverheadMeter(), (share("one", memory_bytes=100 * MIB), share("two"))
+    slots = {
+        both[0].name.grant: RegionProcess(0, 1, 0, 1, 1, (90 * MIB,)),
+        both[1].name.grant: RegionProcess(0, 1, 0, 1, 1, (500 * MIB,)),
+    }
+    item = OwnedUse(use(7, "p", 640), both, slots)
+    reading = (
+        [item],
+        {(CARD, 7): 590 * MIB},
+        {both[0].name: 90 * MIB, both[1].name: 500 * MIB},
+    )
+    meter.measure(*reading)
+    assert meter.measure(*reading) == {both[0].name: 10 * MIB, both[1].name: 40 * MIB}
+    assert item.split_bytes() == {both[0].name: 140 * MIB, both[1].name: 500 * MIB}
 
 
 @given(st.lists(st.lists(st.integers(0, 900), min_size=3, max_size=3), min_size=1, max_size=8))
