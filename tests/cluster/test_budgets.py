@@ -115,7 +115,8 @@ def test_two_containers_of_one_claim_have_a_budget_each(stack: Stack) -> None:
 
 
 def test_two_claims_in_one_container_are_one_budget_and_two_figures(stack: Stack) -> None:
-    body = holding(pod("two-claims", gpu=0), 2000)
+    held = 2100  # more than either grants
+    body = holding(pod("two-claims", gpu=0), held)
     body["spec"]["resourceClaims"] = [
         {"name": name, "resourceClaimName": name} for name in ("one", "other")
     ]
@@ -131,30 +132,19 @@ def test_two_claims_in_one_container_are_one_budget_and_two_figures(stack: Stack
     )
     stack.cluster.wait_pod_running("two-claims")
     uids = {item["metadata"]["name"]: item["metadata"]["uid"] for item in stack.claims()}
-    # libvgpu fills the grants in the order of their names, and so does the driver's part.
-    first, last = sorted(("one", "other"), key=lambda name: uids[name])
     limits = {"one": 1024, "other": 2048}
-    filled = min(limits[first], 2000)
-    room = limits[first] - filled
+    # libvgpu fills the grants in the order of their names; the driver's part goes to the last.
+    first, last = sorted(limits, key=lambda name: uids[name])
+    full, rest = limits[first], held - limits[first]
 
     wait_budgets(
         stack,
         {
-            f"{first}/gpu": Budget(
-                limits[first],
-                filled,
-                min(room, CONTEXT_MIB),
-                filled + CONTEXT_MIB,
-            ),
-            f"{last}/gpu": Budget(
-                limits[last],
-                2000 - filled,
-                CONTEXT_MIB - min(room, CONTEXT_MIB),
-                2000 - filled,
-            ),
+            f"{first}/gpu": Budget(full, full, 0, full + CONTEXT_MIB),
+            f"{last}/gpu": Budget(limits[last], rest, CONTEXT_MIB, rest),
         },
     )
-    free = 3072 - 2000 - CONTEXT_MIB
+    free = 3072 - held - CONTEXT_MIB
     assert allocate(stack, "two-claims", free) == "CUDA_SUCCESS"
     assert allocate(stack, "two-claims", free + 1) == "CUDA_ERROR_OUT_OF_MEMORY"
     stack.cluster.kubectl("delete", "pod", "two-claims", "--wait", "--grace-period=1")
