@@ -1,0 +1,111 @@
+"""libvgpu obeys the node's gate: nothing is launched behind it, and opening it wakes at once."""
+
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hami_dra.contract import grant
+from hami_dra.node.regionfile import RegionFile, open_region
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BUILD = Path(os.environ.get("HAMI_DRA_BUILD_DIR", REPOSITORY / "build/libvgpu"))
+UUID = "GPU-a1000000-5157-4a2b-9c3d-0123456789ab"
+ROUNDS = 20
+PATIENCE_SECONDS = 20.0
+STEP_SECONDS = 0.0002
+FUTEX_SECONDS = 0.05
+"""After which libvgpu looks by itself."""
+
+
+@contextmanager
+def working(tmp_path: Path, *, priority: int | None = None) -> Iterator[RegionFile]:
+    """Keep a card busy through libvgpu, with half of its time, and yield the open region."""
+    for name in ("sim", "dev", "grants/uid_gpu/region"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "dev/nvidia0").touch()
+    (tmp_path / "sim/cards.ini").write_text(
+        f"[card]\nuuid = {UUID}\nname = card\nmemory_mib = 40960\npci = 0000:3b:00.0\n"
+    )
+    device = grant.GrantDevice(UUID, 0, 50, core_policy="force", priority=priority)
+    one = grant.Grant("uid", "gpu", (device,))
+    (tmp_path / "grants/uid_gpu/grant").write_bytes(grant.encode_grant(one))
+    program = subprocess.Popen(  # noqa: S603 - built here
+        [BUILD / "probe/cuprobe", "work", "1000", "60"],
+        stdout=subprocess.DEVNULL,
+        env={
+            "LD_LIBRARY_PATH": str(BUILD / "sim"),
+            "LD_PRELOAD": str(BUILD / "src/libvgpu-test.so"),
+            "VGPU_SIM_DIR": str(tmp_path / "sim"),
+            "VGPU_SIM_DEV": str(tmp_path / "dev"),
+            "VGPU_GRANT_ROOT": str(tmp_path / "grants"),
+        },
+    )
+    try:
+        directory = tmp_path / "grants/uid_gpu/region"
+        wait_until((directory / "region").exists)
+        region = open_region(directory, write=True)
+        assert region is not None
+        with region:
+            wait_until(lambda: region.read_busy_ns(0) > 0)
+            yield region
+    finally:
+        program.kill()
+        program.wait()
+
+
+def wait_until(done: Callable[[], bool]) -> float:
+    """Return when it is so; another process's doing, which says nothing by itself."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(STEP_SECONDS)
+    return time.monotonic()
+
+
+def stays(region: RegionFile, seconds: float) -> bool:
+    """Whether nothing is launched for so long."""
+    before = region.read_busy_ns(0)
+    time.sleep(seconds)  # that nothing happens is no event
+    return region.read_busy_ns(0) == before
+
+
+def close(region: RegionFile, value: int) -> None:
+    """Close the gate, and return when launches have come to an end."""
+    region.write_gate(0, value)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not stays(region, 2 * FUTEX_SECONDS):
+        assert time.monotonic() < deadline
+
+
+def test_a_gate_that_opens_lets_launches_go_at_once(tmp_path: Path) -> None:
+    delays = []
+    with working(tmp_path) as region:
+        for number in range(1, ROUNDS + 1):
+            close(region, number)
+            before = region.read_busy_ns(0)
+            opened = time.monotonic()
+            region.write_gate(0, 0)
+            delays.append(wait_until(lambda: region.read_busy_ns(0) != before) - opened)  # noqa: B023
+    # Without being woken it would be half of what it sleeps, as a rule.
+    assert statistics.median(delays) < FUTEX_SECONDS / 10, delays
+
+
+def test_a_gate_that_nobody_renews_opens_by_itself(tmp_path: Path) -> None:
+    with working(tmp_path) as region:
+        close(region, 7)
+        before = region.read_busy_ns(0)
+        closed = time.monotonic()
+        assert wait_until(lambda: region.read_busy_ns(0) != before) - closed > 1
+        for value in range(8, 13):
+            close(region, value)
+            assert stays(region, 0.7)
+
+
+def test_a_gate_does_not_hold_who_comes_first(tmp_path: Path) -> None:
+    with working(tmp_path, priority=0) as region:
+        region.write_gate(0, 7)
+        assert not stays(region, 0.5)
