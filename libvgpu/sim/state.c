@@ -504,9 +504,11 @@ void sim_busy(int card, uint64_t from, uint64_t until)
 	pthread_mutex_unlock(&mutex);
 }
 
+/* Of the last second, from where the first bucket that is wholly in it begins. */
 static unsigned int percent(const struct sim_use *use)
 {
-	uint64_t now = sim_now_ns(), begin = now > 1000000000u ? now - 1000000000u : 0, busy = 0;
+	uint64_t now = sim_now_ns(), before = now > 1000000000u ? now - 1000000000u : 0;
+	uint64_t begin = (before / SIM_BUCKET_NS + 1) * SIM_BUCKET_NS, busy = 0;
 	uint64_t from = use->busy_from > begin ? use->busy_from : begin;
 	uint64_t until = use->busy_until < now ? use->busy_until : now;
 
@@ -515,7 +517,7 @@ static unsigned int percent(const struct sim_use *use)
 	for (int i = 0; i < SIM_RING; i++)
 		if ((uint64_t)use->ring[i].id * SIM_BUCKET_NS >= begin)
 			busy += use->ring[i].ns;
-	return busy >= 1000000000u ? 100 : (unsigned int)(busy / 10000000u);
+	return busy >= now - begin ? 100 : (unsigned int)(busy * 100 / (now - begin));
 }
 
 /* Adds up and lists the living users of a card. */
