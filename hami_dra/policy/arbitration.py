@@ -14,6 +14,8 @@ from hami_dra.policy.trim import step_trim
 
 HOLD_SECONDS: Final = 3.0
 """How long work counts after it was last seen: the driver's count lags by up to a second."""
+_CUT_PERMILLE: Final = 5
+"""NVML tells whole percents, cut off: the middle of what may be missing of each process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +130,15 @@ class Arbiter:
             on_card = [item.use for item in owned if item.use.uuid == share.uuid]
             if not all(use.busy_permille is not None for use in on_card):
                 continue
-            observed = sum(item.use.busy_permille or 0 for item in mine)
+            seen = sum(item.use.busy_permille or 0 for item in mine)
+            workers = sum(1 for item in mine if item.use.busy_permille)
             waited = max(device.throttled_ns - known.throttled_ns, 0)
             trims[share.name] = step_trim(
                 self._trims.get(share.name, 0),
                 limit=0 if lifted else sum(part.permille for part in bill),
-                observed=observed,
+                observed=seen + workers * _CUT_PERMILLE,
                 throttled=min(waited * 1000 // elapsed_ns, 1000),
-                others=sum(use.busy_permille or 0 for use in on_card) - observed,
+                others=sum(use.busy_permille or 0 for use in on_card) - seen,
             )
         self._trims = trims
         return trims
