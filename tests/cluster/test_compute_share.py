@@ -14,12 +14,12 @@ from typing import Any
 from tests.cluster.manifests import claim, pod, pod_with_claim, text
 from tests.cluster.stack import Stack
 
-KERNEL_US = 2000
+KERNEL_US = 5000
 SETTLED_SECONDS = 5.0
 """From the first launch: a neighbour is seen within a second, and NVML's second passes."""
 MARGIN_POINTS = 4.0
-NEVER_BY_ITSELF = 4.0
-"""Points that nothing but a lifted limit gives."""
+NEARLY_ALL = 88.0
+"""Percent that nothing but a lifted limit gives: no share here has more than 70."""
 
 # Mean percent of each process over the seconds, by NVML of the node.
 WATCH = """
@@ -150,7 +150,7 @@ def test_alone_the_default_limits_nobody_and_force_does(
     forced = settled(work(stack, "held", 9))
 
     measured(f"30 percent alone: {alone:.1f} by default, {forced:.1f} under force")
-    assert alone >= 100 - NEVER_BY_ITSELF
+    assert alone >= NEARLY_ALL
     assert abs(forced - 30) <= MARGIN_POINTS
 
 
@@ -174,15 +174,15 @@ def test_the_limit_comes_with_a_neighbour_and_goes_with_it(
     beside = percent(stays, came + 3000, left - 500)
     after = percent(stays, left + 5000, stays[-1].until_ms)
     measured(f"40 percent: {before:.1f} alone, {beside:.1f} beside another, {after:.1f} after it")
-    assert before >= 100 - NEVER_BY_ITSELF
+    assert before >= NEARLY_ALL
     assert abs(beside - 40) <= MARGIN_POINTS
-    assert after >= 100 - NEVER_BY_ITSELF
+    assert after >= NEARLY_ALL
 
     never, beside_it = together(
         lambda: settled(work(stack, "never", 10)), lambda: settled(work(stack, "stays", 10))
     )
     measured(f"policy disable beside another: {never:.1f}, the other {beside_it:.1f} of 40")
-    assert never >= 100 - NEVER_BY_ITSELF
+    assert never >= NEARLY_ALL
     assert abs(beside_it - 40) <= MARGIN_POINTS
 
 
@@ -218,8 +218,8 @@ def test_a_lower_priority_waits_while_a_higher_works(
         f"{waited} ms of work in {left - came} ms meanwhile, the next {resumed} ms later, and "
         f"{after:.1f} after"
     )
-    assert first >= 100 - NEVER_BY_ITSELF
+    assert first >= NEARLY_ALL
     assert waited <= (left - came) * 0.05
     assert resumed < 4000
-    assert before >= 100 - NEVER_BY_ITSELF
-    assert after >= 100 - NEVER_BY_ITSELF
+    assert before >= NEARLY_ALL
+    assert after >= NEARLY_ALL
