@@ -10,7 +10,7 @@ one corrects.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -198,20 +198,26 @@ class Arbitration:
             readings=self._readings,
             failures=self._failures,
             damaged=len(self._damaged),
-            shares=tuple(self._describe(share, told) for share in shares),
+            shares=tuple(self._describe(shares, told)),
         )
         return told
 
-    def _describe(self, share: Share, told: "_Told") -> ShareFigures:
-        return ShareFigures(
-            share=share,
-            device=told.devices.get(share.name),
-            overhead_bytes=(told.overheads or {}).get(share.name, 0),
-            used_bytes=sum(item.split_bytes().get(share.name, 0) for item in told.owned),
-            busy_seconds=self._memory.busy_seconds.get(share.name, 0.0),
-            alone=share.name in told.standing.alone,
-            held=share.name in self._gates.held(),
-        )
+    def _describe(self, shares: Iterable[Share], told: "_Told") -> Iterator[ShareFigures]:
+        used: dict[ShareName, int] = {}
+        for item in told.owned:
+            for name, amount in item.split_bytes().items():
+                used[name] = used.get(name, 0) + amount
+        held = self._gates.held()
+        for share in shares:
+            yield ShareFigures(
+                share=share,
+                device=told.devices.get(share.name),
+                overhead_bytes=(told.overheads or {}).get(share.name, 0),
+                used_bytes=used.get(share.name, 0),
+                busy_seconds=self._memory.busy_seconds.get(share.name, 0.0),
+                alone=share.name in told.standing.alone,
+                held=share.name in held,
+            )
 
     def _add_busy(self, owned: Iterable[OwnedUse], now: float) -> None:
         memory = self._memory

@@ -75,6 +75,33 @@ class Arbiter:
             held: Shares that a gate holds now.
             now: Seconds of a clock that never goes back.
         """
+        self._note_work(shares, owned, devices, now)
+        active = frozenset(n for n, at in self._worked.items() if now - at < HOLD_SECONDS)
+        crowded = {u for u, at in self._strangers.items() if now - at < HOLD_SECONDS}
+        together = _find_together(owned or ())
+        alone, rivals = set(), {}
+        on_card: dict[str, list[Share]] = {}
+        for share in shares:
+            on_card.setdefault(share.uuid, []).append(share)
+        for share in shares:
+            own = together.get(share.name, frozenset()) | {share.name}
+            others = [other for other in on_card[share.uuid] if other.name not in own]
+            beside = (o for o in others if o.name in active and not _gives_way(o, share, held))
+            if share.uuid not in crowded and not any(beside):
+                alone.add(share.name)
+            first = frozenset(other.name for other in others if other.priority < share.priority)
+            if first and share.is_paced:
+                rivals[share.name] = first
+        working = frozenset(name for name in active if self._worked[name] == now)
+        return Standing(active, working, frozenset(alone), rivals)
+
+    def _note_work(
+        self,
+        shares: Sequence[Share],
+        owned: Sequence[OwnedUse] | None,
+        devices: Mapping[ShareName, RegionDevice],
+        now: float,
+    ) -> None:
         names = {share.name for share in shares}
         self._worked = {name: at for name, at in self._worked.items() if name in names}
         for share in shares:
@@ -87,21 +114,6 @@ class Arbiter:
                 self._worked[share.name] = now
             if not item.shares:
                 self._strangers[item.use.uuid] = now
-        active = frozenset(n for n, at in self._worked.items() if now - at < HOLD_SECONDS)
-        crowded = {u for u, at in self._strangers.items() if now - at < HOLD_SECONDS}
-        together = _find_together(owned or ())
-        alone, rivals = set(), {}
-        for share in shares:
-            own = together.get(share.name, frozenset()) | {share.name}
-            others = [o for o in shares if o.uuid == share.uuid and o.name not in own]
-            beside = (o for o in others if o.name in active and not _gives_way(o, share, held))
-            if share.uuid not in crowded and not any(beside):
-                alone.add(share.name)
-            first = frozenset(other.name for other in others if other.priority < share.priority)
-            if first and share.is_paced:
-                rivals[share.name] = first
-        working = frozenset(name for name in active if self._worked[name] == now)
-        return Standing(active, working, frozenset(alone), rivals)
 
     def trim(
         self,
@@ -119,16 +131,22 @@ class Arbiter:
         elapsed_ns = 0 if self._read is None else max(int((now - self._read) * 1e9), 1)
         self._read = now
         trims: dict[ShareName, int] = {}
+        on_card: dict[str, list[int | None]] = {}
+        payers: dict[ShareName, list[OwnedUse]] = {}
+        for item in owned:
+            on_card.setdefault(item.use.uuid, []).append(item.use.busy_permille)
+            for first in item.shares[:1]:
+                payers.setdefault(first.name, []).append(item)
         for share in shares:
             device = devices.get(share.name)
             known = self._accounts.get(share.name)
             if device is None or known is None or not elapsed_ns:
                 continue
-            mine = [item for item in owned if item.shares and item.shares[0].name == share.name]
+            mine = payers.get(share.name, [])
             bill = max((item.shares for item in mine), key=len, default=(share,))
             lifted = any(part.name in alone for part in bill)
-            on_card = [item.use for item in owned if item.use.uuid == share.uuid]
-            if not all(use.busy_permille is not None for use in on_card):
+            times = on_card.get(share.uuid, [])
+            if None in times:
                 continue
             seen = sum(item.use.busy_permille or 0 for item in mine)
             workers = sum(1 for item in mine if item.use.busy_permille)
@@ -138,7 +156,7 @@ class Arbiter:
                 limit=0 if lifted else sum(part.permille for part in bill),
                 observed=seen + workers * _CUT_PERMILLE,
                 throttled=min(waited * 1000 // elapsed_ns, 1000),
-                others=sum(use.busy_permille or 0 for use in on_card) - seen,
+                others=sum(time or 0 for time in times) - seen,
             )
         self._trims = trims
         return trims

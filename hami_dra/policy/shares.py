@@ -196,16 +196,19 @@ class ProcessOwners:
             regions: What grants' regions say.
         """
         slots = {name: _index_slots(view) for name, view in regions.items()}
+        by_pod: dict[tuple[str, str | None], list[Share]] = {}
+        for share in shares:
+            for pod in share.pods:
+                by_pod.setdefault((share.uuid, pod), []).append(share)
         known = {share.name for share in shares}
         self._containers = {
             key: kept for key, names in self._containers.items() if (kept := names & known)
         }
-        return [self._find_one(shares, use, slots) for use in uses]
+        return [self._find_one(by_pod.get((use.uuid, use.pod_uid), []), use, slots) for use in uses]
 
     def _find_one(
-        self, shares: Sequence[Share], use: CardUse, slots: "dict[GrantName, _Slots]"
+        self, candidates: Sequence[Share], use: CardUse, slots: "dict[GrantName, _Slots]"
     ) -> OwnedUse:
-        candidates = [s for s in shares if s.uuid == use.uuid and use.pod_uid in s.pods]
         mine = {
             grant: slot
             for grant in dict.fromkeys(share.name.grant for share in candidates)
