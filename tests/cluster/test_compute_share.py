@@ -196,10 +196,10 @@ def test_a_lower_priority_waits_while_a_higher_works(
     )
 
     def hurry() -> list[Second]:
-        stack.cluster.run(["sleep", "4"])
+        stack.cluster.run(["sleep", "6"])
         return work(stack, "urgent", 8)
 
-    patient, urgent = together(lambda: work(stack, "patient", 22), hurry)
+    patient, urgent = together(lambda: work(stack, "patient", 26), hurry)
     came, left = urgent[0].from_ms, urgent[-1].until_ms
     before = percent(patient, patient[0].from_ms + 1500, came - 500)
     # A program that waits says nothing: what spans the while may have been done outside of it.
@@ -223,3 +223,11 @@ def test_a_lower_priority_waits_while_a_higher_works(
     assert resumed < 4000
     assert before >= NEARLY_ALL
     assert after >= NEARLY_ALL
+
+
+def test_a_ceiling_bounds_what_is_had_alone(stack: Stack, measured: Callable[[str], None]) -> None:
+    start(stack, *with_policy("capped", 20, "force", coreCeilingPercent=60, coreBurstMs=50))
+    had = settled(work(stack, "capped", 10))
+
+    measured(f"20 percent with a ceiling of 60, alone: {had:.1f}")
+    assert abs(had - 60) <= MARGIN_POINTS
