@@ -144,6 +144,7 @@ class Arbitration:
         self._readings = self._failures = 0
         self._blind = False
         self._damaged: frozenset[GrantName] = frozenset()
+        self._untold: set[GrantName] = set()
 
     def statistics(self) -> ArbitrationStatistics:
         """Return what was read and told."""
@@ -245,7 +246,9 @@ class Arbitration:
     async def _mark_alone(self, shares: Sequence[Share], standing: Standing) -> None:
         told, now = self._memory.marks, self._clock.monotonic()
         self._memory.marks = {}
-        for grant, own in group_by_grant(shares).items():
+        grants = group_by_grant(shares)
+        self._untold &= grants.keys()
+        for grant, own in grants.items():
             marks = tuple(share.name in standing.alone for share in own)
             known = told.get(grant)
             if known is not None and known[0] == marks and now - known[1] < _MARK_SECONDS:
@@ -262,8 +265,11 @@ class Arbitration:
                 if held and await loop.run_in_executor(self._files, mark):
                     _log.debug("arbitration.alone", claim=grant.claim_uid, alone=marks)
         except HamiDraError as error:
-            _log.warning("arbitration.not_told", claim=grant.claim_uid, error=str(error))
+            if grant not in self._untold:
+                _log.warning("arbitration.not_told", claim=grant.claim_uid, error=str(error))
+            self._untold.add(grant)
             return False
+        self._untold.discard(grant)
         return held
 
     def _paths(self, shares: Iterable[Share]) -> dict[GrantName, Path]:

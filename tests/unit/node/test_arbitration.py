@@ -1,5 +1,6 @@
 """What the node tells programs, between a driver that says what it is told and real files."""
 
+import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -363,3 +364,46 @@ async def test_a_claims_ceiling_and_burst_are_in_its_grant_and_bound_who_is_alon
     assert (card.ceiling_percent, card.burst_ms, card.alone) == (80, 5, True)
     (figures,) = node.arbitration.statistics().shares
     assert (figures.share.permille, figures.share.permille_alone) == (200, 800)
+
+
+async def test_no_bytes_of_a_tenant_stop_the_node_or_reach_a_neighbour(node: Node) -> None:
+    chance = random.Random(20261121)  # noqa: S311 - not for secrets
+    node.add("bad", slot=(7, 1070, 5 * MIB), priority=0)
+    node.add("good", slot=(8, 1080, 100 * MIB))
+    node.driver.processes = {107: ("bad", 300, 10), 108: ("good", 200, 10)}
+    path = node.directory("bad") / "region"
+    good = path.read_bytes()
+    for _ in range(150):
+        data = bytearray(good)
+        for _ in range(chance.randrange(1, 40)):
+            top = 512 if chance.random() < 0.7 else len(data)
+            data[chance.randrange(8, top)] = chance.randrange(256)
+        if chance.random() < 0.1:
+            del data[chance.randrange(len(data)) :]
+        path.write_bytes(data)
+        await node.look()
+        node.step()
+
+    assert node.card("good").overhead_bytes == 100 * MIB
+    assert node.region("good").processes[0].host_pid == 108
+    assert node.card("good").trim_permille in range(2000)
+    assert path.stat().st_size <= len(good)
+    path.write_bytes(good)
+    await node.look(3)
+    assert node.card("bad").overhead_bytes == 295 * MIB
+
+
+async def test_a_grant_that_cannot_be_written_is_said_once(
+    node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node.add("a")
+
+    def fail(*_: object) -> bool:
+        raise RetryError("read-only")
+
+    monkeypatch.setattr(node.directories, "mark_alone", fail)
+    await node.look(3)
+    assert capsys.readouterr().out.count("arbitration.not_told") == 1
+    monkeypatch.undo()
+    await node.look()
+    assert node.alone("a") == [True]
