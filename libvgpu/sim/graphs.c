@@ -16,21 +16,6 @@
 #include "pools.h"
 #include "state.h"
 
-struct CUgraphNode_st {
-	CUgraphNode next;
-	int type;
-	CUdeviceptr pointer; /* of memory nodes */
-	CUDA_MEM_ALLOC_NODE_PARAMS params;
-	uint64_t ns;   /* of kernels */
-	CUgraph child; /* of child graphs */
-};
-struct CUgraph_st {
-	CUgraphNode nodes, *end;
-};
-struct CUgraphExec_st {
-	CUgraph graph;
-	unsigned long long flags;
-};
 struct live { /* memory of a node, from a launch to its free */
 	struct live *next;
 	CUdeviceptr pointer, block;
@@ -90,6 +75,7 @@ static CUgraph copy_of(CUgraph graph)
 		twin->pointer = node->pointer;
 		twin->params = node->params;
 		twin->ns = node->ns;
+		twin->origin = node->origin ? node->origin : node;
 		twin->child = node->child ? copy_of(node->child) : NULL;
 	}
 	return copy;
@@ -318,7 +304,7 @@ static CUresult run(CUgraphExec exec, CUgraph graph, uint64_t *end)
 	for (CUgraphNode node = graph->nodes; node && result == CUDA_SUCCESS; node = node->next) {
 		if (node->child)
 			result = run(exec, node->child, end);
-		*end += node->ns;
+		*end += node->disabled ? 0 : node->ns;
 		if (node->type == CU_GRAPH_NODE_TYPE_MEM_FREE &&
 		    !sim_graph_give(node->pointer, end))
 			result = CUDA_ERROR_INVALID_VALUE;

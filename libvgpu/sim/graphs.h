@@ -7,6 +7,24 @@
 
 #include "libcuda.h"
 
+struct CUgraphNode_st {
+	CUgraphNode next;
+	int type;
+	CUdeviceptr pointer; /* of memory nodes */
+	CUDA_MEM_ALLOC_NODE_PARAMS params;
+	uint64_t ns;        /* of kernels */
+	CUgraph child;      /* of child graphs */
+	CUgraphNode origin; /* that it is a copy of: its name in an executable graph */
+	bool disabled;
+};
+struct CUgraph_st {
+	CUgraphNode nodes, *end;
+};
+struct CUgraphExec_st {
+	CUgraph graph;
+	unsigned long long flags;
+};
+
 CUgraph sim_graph_new(void);
 CUresult sim_graph_add_alloc(CUgraph graph, CUdevice device, size_t bytes, CUdeviceptr *pointer);
 CUresult sim_graph_add_free(CUgraph graph, CUdeviceptr pointer);

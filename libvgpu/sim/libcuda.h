@@ -26,6 +26,7 @@ CUresult sim_ready(void);
 int sim_card_of(CUdevice device);
 CUcontext sim_current(void);
 CUresult sim_usable(CUcontext *context);
+bool sim_spoils_capture(void);
 /* When a stream will be done; also what tells it from others. */
 uint64_t *sim_stream_end(CUcontext context, CUstream stream);
 bool sim_mapped(CUdeviceptr start, size_t bytes); /* with sim_mutex held */

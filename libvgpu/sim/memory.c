@@ -160,6 +160,8 @@ static CUresult allocate(CUdeviceptr *pointer, size_t bytes, int map_flags, bool
 	CUcontext context;
 	CUresult result = sim_usable(&context);
 
+	if (result == CUDA_SUCCESS && sim_spoils_capture())
+		return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
 	return result != CUDA_SUCCESS
 		       ? result
 		       : allocate_on(context->card, context, pointer, bytes, map_flags,

@@ -20,18 +20,24 @@ struct CUmod_st {
 };
 struct CUfunc_st {
 	bool busy;
+	int block[3]; /* cuFuncSetBlockShape */
+	uint64_t ns;  /* cuParamSetv */
 };
 struct CUstream_st {
 	CUcontext context;
 	uint64_t end_ns;
 	CUgraph graph; /* it is captured into */
+	int mode;      /* of the capture */
+	bool spoilt;   /* by a call that a capture forbids */
+	const void *thread;
+	CUstream next; /* of those that are captured */
 };
 struct CUevent_st {
 	uint64_t done_ns;
 	bool recorded;
 };
 
-static struct CUfunc_st busy_ns = {true}, noop = {false};
+static struct CUfunc_st busy_ns = {.busy = true}, noop;
 
 static void sleep_until(uint64_t ns)
 {
@@ -160,6 +166,80 @@ SIM CUresult cuLaunchCooperativeKernel_ptsz(CUfunction function, unsigned int gx
 	return cuLaunchKernel(function, gx, gy, gz, bx, by, bz, shared, stream, params, NULL);
 }
 
+SIM CUresult cuLaunchCooperativeKernelMultiDevice(CUDA_LAUNCH_PARAMS *launches, unsigned int count,
+						  unsigned int flags)
+{
+	if (!launches || !count || flags > 3)
+		return CUDA_ERROR_INVALID_VALUE;
+	for (unsigned int i = 0; i < count;
+	     i++) /* each on another device, in a stream of its own */
+		for (unsigned int j = 0; j <= i; j++)
+			if ((uintptr_t)launches[i].hStream <= 2 ||
+			    (j < i && launches[i].hStream->context->device ==
+					      launches[j].hStream->context->device))
+				return CUDA_ERROR_INVALID_VALUE;
+	for (unsigned int i = 0; i < count; i++) {
+		const CUDA_LAUNCH_PARAMS *one = &launches[i];
+		CUcontext context = one->hStream->context;
+		CUresult result = cuCtxPushCurrent_v2(context);
+
+		if (result == CUDA_SUCCESS)
+			result = cuLaunchKernel(one->function, one->gridDimX, one->gridDimY,
+						one->gridDimZ, one->blockDimX, one->blockDimY,
+						one->blockDimZ, one->sharedMemBytes, one->hStream,
+						one->kernelParams, NULL);
+		cuCtxPopCurrent_v2(&context);
+		if (result != CUDA_SUCCESS)
+			return result;
+	}
+	return CUDA_SUCCESS;
+}
+
+SIM CUresult cuFuncSetBlockShape(CUfunction function, int x, int y, int z)
+{
+	if (!function || x <= 0 || y <= 0 || z <= 0)
+		return CUDA_ERROR_INVALID_VALUE;
+	function->block[0] = x;
+	function->block[1] = y;
+	function->block[2] = z;
+	return CUDA_SUCCESS;
+}
+
+SIM CUresult cuParamSetSize(CUfunction function, unsigned int bytes)
+{
+	return function && bytes <= 4096 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+SIM CUresult cuParamSetv(CUfunction function, int offset, void *value, unsigned int bytes)
+{
+	if (!function || !value || offset || bytes != sizeof(function->ns))
+		return CUDA_ERROR_INVALID_VALUE;
+	memcpy(&function->ns, value, bytes);
+	return CUDA_SUCCESS;
+}
+
+SIM CUresult cuLaunchGridAsync(CUfunction function, int width, int height, CUstream stream)
+{
+	void *params[1];
+
+	if (!function || width <= 0 || height <= 0)
+		return CUDA_ERROR_INVALID_VALUE;
+	params[0] = &function->ns;
+	return cuLaunchKernel(function, (unsigned int)width, (unsigned int)height, 1,
+			      (unsigned int)function->block[0], (unsigned int)function->block[1],
+			      (unsigned int)function->block[2], 0, stream, params, NULL);
+}
+
+SIM CUresult cuLaunchGrid(CUfunction function, int width, int height)
+{
+	return cuLaunchGridAsync(function, width, height, NULL);
+}
+
+SIM CUresult cuLaunch(CUfunction function)
+{
+	return cuLaunchGridAsync(function, 1, 1, NULL);
+}
+
 /* Waits until `*end` as it is now; then pools give back what they keep too much. */
 static void synchronise(const uint64_t *end)
 {
@@ -243,6 +323,34 @@ SIM CUresult cuStreamDestroy(CUstream stream)
 
 /* ---- capture */
 
+static CUstream captured;
+static __thread int thread_mode;
+
+static bool forbids(const struct CUstream_st *stream)
+{
+	bool own = stream->thread == &thread_mode;
+
+	return thread_mode == CU_STREAM_CAPTURE_MODE_GLOBAL
+		       ? stream->mode == CU_STREAM_CAPTURE_MODE_GLOBAL ||
+				 (own && stream->mode == CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+		       : thread_mode == CU_STREAM_CAPTURE_MODE_THREAD_LOCAL && own &&
+				 stream->mode != CU_STREAM_CAPTURE_MODE_RELAXED;
+}
+
+/* A call that may wait for the default stream spoils captures, unless its thread has said
+ * that it knows. */
+bool sim_spoils_capture(void)
+{
+	bool spoilt = false;
+
+	pthread_mutex_lock(&sim_mutex);
+	for (CUstream stream = captured; stream; stream = stream->next)
+		if (forbids(stream))
+			spoilt = stream->spoilt = true;
+	pthread_mutex_unlock(&sim_mutex);
+	return spoilt;
+}
+
 CUgraph sim_capture(CUstream stream)
 {
 	return (uintptr_t)stream <= 2 ? NULL : stream->graph;
@@ -260,7 +368,16 @@ SIM CUresult cuStreamBeginCapture_v2(CUstream stream, int mode)
 	if (stream->graph || mode < 0 || mode > CU_STREAM_CAPTURE_MODE_RELAXED)
 		return CUDA_ERROR_INVALID_VALUE;
 	stream->graph = sim_graph_new();
-	return stream->graph ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+	if (!stream->graph)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	stream->mode = mode;
+	stream->spoilt = false;
+	stream->thread = &thread_mode;
+	pthread_mutex_lock(&sim_mutex);
+	stream->next = captured;
+	captured = stream;
+	pthread_mutex_unlock(&sim_mutex);
+	return CUDA_SUCCESS;
 }
 
 SIM CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph)
@@ -269,9 +386,16 @@ SIM CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph)
 		return CUDA_ERROR_NOT_INITIALIZED;
 	if (!graph || !sim_capture(stream))
 		return CUDA_ERROR_INVALID_VALUE;
-	*graph = stream->graph;
+	pthread_mutex_lock(&sim_mutex);
+	for (CUstream *place = &captured; *place; place = &(*place)->next)
+		if (*place == stream) {
+			*place = stream->next;
+			break;
+		}
+	pthread_mutex_unlock(&sim_mutex);
+	*graph = stream->spoilt ? NULL : stream->graph;
 	stream->graph = NULL;
-	return CUDA_SUCCESS;
+	return stream->spoilt ? CUDA_ERROR_STREAM_CAPTURE_INVALIDATED : CUDA_SUCCESS;
 }
 
 SIM CUresult cuStreamIsCapturing(CUstream stream, int *status)
@@ -290,15 +414,13 @@ SIM CUresult cuStreamIsCapturing_ptsz(CUstream stream, int *status)
 	return cuStreamIsCapturing(stream, status);
 }
 
-/* Nothing is forbidden during a capture here but to wait for the stream. */
 SIM CUresult cuThreadExchangeStreamCaptureMode(int *mode)
 {
-	static __thread int current;
-	int before = current;
+	int before = thread_mode;
 
 	if (!mode || *mode < 0 || *mode > CU_STREAM_CAPTURE_MODE_RELAXED)
 		return CUDA_ERROR_INVALID_VALUE;
-	current = *mode;
+	thread_mode = *mode;
 	*mode = before;
 	return CUDA_SUCCESS;
 }
@@ -397,6 +519,8 @@ SIM CUresult cuEventQuery(CUevent event)
 		return CUDA_ERROR_NOT_INITIALIZED;
 	if (!event)
 		return CUDA_ERROR_INVALID_HANDLE;
+	if (sim_spoils_capture())
+		return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
 	return event->recorded && event->done_ns > sim_now_ns() ? CUDA_ERROR_NOT_READY
 								: CUDA_SUCCESS;
 }
