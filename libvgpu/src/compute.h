@@ -78,6 +78,8 @@ uint64_t vgpu_kernel_key(const void *function, const uint32_t shape[7]);
 struct vgpu_cost *vgpu_cost_find(struct vgpu_costs *costs, uint64_t key);
 struct vgpu_cost *vgpu_cost_use(struct vgpu_costs *costs, uint64_t key);
 void vgpu_cost_forget(struct vgpu_costs *costs, uint64_t key);
+/* What was known by one key is a guess by another: the next sample is believed. */
+void vgpu_cost_rename(struct vgpu_costs *costs, uint64_t key, uint64_t new_key);
 bool vgpu_cost_wants_sample(struct vgpu_cost *cost);
 void vgpu_cost_sampled(struct vgpu_cost *cost, uint32_t together);
 /* True if the measured time was this kernel's own: it is then in the mean. */

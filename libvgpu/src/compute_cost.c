@@ -103,6 +103,19 @@ void vgpu_cost_forget(struct vgpu_costs *costs, uint64_t key)
 	SET(cost->key, 0);
 }
 
+void vgpu_cost_rename(struct vgpu_costs *costs, uint64_t key, uint64_t new_key)
+{
+	struct vgpu_cost *cost = vgpu_cost_find(costs, key);
+	uint64_t guess = cost ? GET(cost->mean_ns) : 0;
+
+	if (!cost)
+		return;
+	vgpu_cost_forget(costs, key);
+	cost = vgpu_cost_use(costs, new_key);
+	clear(cost);
+	SET(cost->mean_ns, guess);
+}
+
 /* An event pair takes the card about 2 us: every 256th of the shortest kernels is at
  * most 0.2 % of their time, and of long ones each may be measured. */
 static uint32_t interval_of(const struct vgpu_cost *cost)

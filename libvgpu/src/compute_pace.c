@@ -6,7 +6,8 @@
  * A kernel that was never measured goes once, free until its sample is there; whoever
  * launches it again before that waits for the sample, for a while. So an unknown kernel
  * gets at most one launch ahead, and one that only ends when a later launch makes it
- * end stops nothing.
+ * end stops nothing. With all places for samples taken, an unknown kernel waits for one
+ * in the same way: a program of more kernels than are remembered is not free.
  *
  * Launches in several streams run side by side, and their pairs count the same time
  * twice. Then samples are taken of VGPU_GROUP launches in a row, and the time in which
@@ -38,6 +39,11 @@ void vgpu_pacer_leave(struct vgpu_pacer *pacer)
 static struct vgpu_sample *at(struct vgpu_pacer *pacer, uint32_t index)
 {
 	return &pacer->samples[index % VGPU_SAMPLES];
+}
+
+static bool is_full(const struct vgpu_pacer *pacer)
+{
+	return GET(pacer->tail) - GET(pacer->head) >= VGPU_SAMPLES;
 }
 
 /* ---- launching */
@@ -126,15 +132,15 @@ enum vgpu_answer vgpu_pacer_ask(struct vgpu_pacer *pacer, const struct vgpu_bill
 {
 	struct vgpu_cost *cost = vgpu_cost_use(&pacer->costs, key);
 	uint64_t believed = GET(cost->mean_ns);
-	bool mixed, wanted;
+	/* A graph that has changed has a guess, and each launch is settled when measured. */
+	bool mixed, wanted, unknown = !GET(cost->samples) && !believed;
 
-	if (!GET(cost->samples) && GET(cost->pending)) {
-		if (patient) {
-			*when_ns = now_ns + PATIENCE_NS;
-			return VGPU_MEASURE;
-		}
-		believed = PATIENCE_NS; /* it has run for so long */
+	if (unknown && patient && (GET(cost->pending) || is_full(pacer))) {
+		*when_ns = now_ns + PATIENCE_NS;
+		return VGPU_MEASURE;
 	}
+	if (unknown && GET(cost->pending))
+		believed = PATIENCE_NS; /* it has run for so long */
 	ticket->cost_ns = trimmed(bill, believed);
 	ticket->sample = -1;
 	if (!take_all(bill, now_ns, ticket->cost_ns, when_ns))

@@ -181,11 +181,6 @@ static void remember(const struct stay *stay, CUgraphExec exec, uint64_t stream)
 	}
 }
 
-static uint64_t graph_key(CUgraphExec exec)
-{
-	return vgpu_kernel_key(exec, (const uint32_t[7]){0});
-}
-
 static CUresult run(int real_index, CUgraphExec exec, CUstream stream, bool per_thread, bool paced)
 {
 	uint64_t name = vgpu_stream_name(stream, per_thread);
@@ -201,7 +196,7 @@ static CUresult run(int real_index, CUgraphExec exec, CUstream stream, bool per_
 		return result;
 	launch.paced = NULL;
 	if (paced && vgpu_pace_wanted())
-		vgpu_pace_enter(&launch, graph_key(exec), stream, per_thread);
+		vgpu_pace_enter(&launch, vgpu_graph_key(exec), stream, per_thread);
 	result = vgpu_pace_leave(&launch, real(exec, stream));
 	if (stay.devices)
 		leave(&stay, result == CUDA_SUCCESS);
@@ -356,7 +351,7 @@ VGPU_EXPORT CUresult cuGraphExecDestroy(CUgraphExec exec)
 	if (vgpu_state() != VGPU_ON)
 		return real(exec);
 	forget(exec);
-	vgpu_pace_forget(graph_key(exec));
+	vgpu_graph_forget(exec);
 	result = real(exec);
 	vgpu_pools_synchronised(0, NULL);
 	return result;

@@ -338,6 +338,18 @@ void vgpu_pace_forget(uint64_t key)
 	}
 }
 
+/* It costs something else from now on, near what it cost before. */
+void vgpu_pace_rename(uint64_t key, uint64_t new_key)
+{
+	for (unsigned int i = 0; i < VGPU_MAX_CARDS; i++) {
+		struct vgpu_paced *paced =
+			atomic_load_explicit(&paced_cards[i], memory_order_acquire);
+
+		if (paced)
+			vgpu_cost_rename(&paced->pacer.costs, key, new_key);
+	}
+}
+
 /* Its events went with it. */
 void vgpu_pace_context_ended(CUcontext context)
 {

@@ -176,6 +176,7 @@ bool vgpu_pace_wanted(void);
 void vgpu_pace_enter(struct vgpu_launch *launch, uint64_t key, CUstream stream, bool per_thread);
 CUresult vgpu_pace_leave(struct vgpu_launch *launch, CUresult result);
 void vgpu_pace_forget(uint64_t key);
+void vgpu_pace_rename(uint64_t key, uint64_t new_key);
 void vgpu_pace_context_ended(CUcontext context);
 void vgpu_pace_forget_all(void);
 
@@ -201,6 +202,7 @@ enum vgpu_table {
 	VGPU_TILES,
 	VGPU_ARRAYS, /* see arrays.c */
 	VGPU_EXECS,  /* see graphs.c */
+	VGPU_CHANGED_EXECS,
 	VGPU_TABLE_COUNT,
 };
 struct vgpu_pointer {
@@ -255,6 +257,10 @@ uint64_t vgpu_stream_name(CUstream stream, bool per_thread);
 CUcontext vgpu_context_of_stream(uint64_t name);
 void vgpu_pools_waited_for(uint64_t name);
 int vgpu_capture_mode(int mode);
+
+/* ---- graph_update.c */
+uint64_t vgpu_graph_key(CUgraphExec exec);
+void vgpu_graph_forget(CUgraphExec exec);
 
 /* ---- mem_virtual.c */
 void vgpu_virtual_forget_all(void);
