@@ -18,7 +18,8 @@
 
 #define PATIENCE_NS 50000000u   /* for the first sample of a kernel */
 #define GROUP_OPEN_NS 50000000u /* a group takes launches for so long */
-#define MIXED_FOR 4096          /* launches, after the stream has changed */
+#define FULL_FOR_NS 1000000000u
+#define MIXED_FOR 4096 /* launches, after the stream has changed */
 
 enum { FREE, LAUNCHING, RECORDED, MEASURED, LOST };
 
@@ -41,9 +42,13 @@ static struct vgpu_sample *at(struct vgpu_pacer *pacer, uint32_t index)
 	return &pacer->samples[index % VGPU_SAMPLES];
 }
 
-static bool is_full(const struct vgpu_pacer *pacer)
+/* Whether a place will be free soon: one that is held for long may be held for ever. */
+static bool is_full(struct vgpu_pacer *pacer, uint64_t now)
 {
-	return GET(pacer->tail) - GET(pacer->head) >= VGPU_SAMPLES;
+	uint32_t head = GET(pacer->head);
+
+	return GET(pacer->tail) - head >= VGPU_SAMPLES &&
+	       now - GET(at(pacer, head)->launched_ns) < FULL_FOR_NS;
 }
 
 /* ---- launching */
@@ -84,7 +89,7 @@ static int begin_sample(struct vgpu_pacer *pacer, uint64_t now, uint64_t key, ui
 		sample->key = key;
 		sample->stream = stream;
 		sample->charged_ns = charged;
-		sample->launched_ns = now;
+		SET(sample->launched_ns, now);
 		sample->group = pacer->group;
 		SET(sample->state, LAUNCHING);
 		SET(pacer->tail, pacer->tail + 1);
@@ -135,7 +140,7 @@ enum vgpu_answer vgpu_pacer_ask(struct vgpu_pacer *pacer, const struct vgpu_bill
 	/* A graph that has changed has a guess, and each launch is settled when measured. */
 	bool mixed, wanted, unknown = !GET(cost->samples) && !believed;
 
-	if (unknown && patient && (GET(cost->pending) || is_full(pacer))) {
+	if (unknown && patient && (GET(cost->pending) || is_full(pacer, now_ns))) {
 		*when_ns = now_ns + PATIENCE_NS;
 		return VGPU_MEASURE;
 	}

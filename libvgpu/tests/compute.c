@@ -205,6 +205,7 @@ static void launches(void)
 	struct vgpu_bill bill = {.devices = {&device}, .count = 1, .rate = half};
 	struct vgpu_ticket ticket, other;
 	uint64_t when, now = NOW;
+	unsigned int taken = 0;
 	int first, sample;
 
 	/* Unknown: one goes, free, with a sample; the next waits for that, for a while. */
@@ -229,6 +230,18 @@ static void launches(void)
 	IS(vgpu_pacer_ask(&pacer, &bill, when, 7, 1, true, &other, &when), VGPU_GO);
 	IS(other.cost_ns, 40 * MS);
 	vgpu_pacer_lost(&pacer, other.sample);
+	/* With all places taken an unknown kernel waits for one, and a known one does not. */
+	while (vgpu_pacer_ask(&pacer, &bill, now + 1000 * MS, 500 + taken, 1, true, &other,
+			      &when) == VGPU_GO)
+		taken++;
+	CHECK(taken > VGPU_SAMPLES / 2 && taken <= VGPU_SAMPLES);
+	IS(vgpu_pacer_ask(&pacer, &bill, now + 1000 * MS, 700, 1, true, &other, &when),
+	   VGPU_MEASURE);
+	IS(vgpu_pacer_ask(&pacer, &bill, now + 1000 * MS, 700, 1, false, &other, &when), VGPU_GO);
+	IS(other.sample, -1);
+	IS(vgpu_pacer_ask(&pacer, &bill, now + 1000 * MS, 7, 1, true, &other, &when), VGPU_GO);
+	IS(other.cost_ns, 40 * MS);
+	now += 1000 * MS;
 	/* Nobody can be kept out by places that are never given back. */
 	for (int i = 0; i < 1000; i++) {
 		now += 1000 * MS;
