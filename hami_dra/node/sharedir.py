@@ -132,14 +132,6 @@ class ShareDirectories:
         except FileNotFoundError:
             return []
 
-    def find_oversubscribed(self) -> Iterable[tuple[str, str]]:
-        """Return claim UIDs and requests whose memory may go to the host, as their grants say."""
-        for uid in self.uids():
-            for path in sorted(self._claim(uid).glob(f"*/{names.GRANT_FILE}")):
-                grant = _read_grant(path)
-                if grant is not None and any(device.spill for device in grant.devices):
-                    yield uid, path.parent.name
-
     def remove(self, uid: str) -> None:
         """Remove a claim's directories. Idempotent.
 

@@ -70,6 +70,11 @@ _REGION_GAUGES: Final[tuple[tuple[str, str, Told], ...]] = (
         "The most that libvgpu ever had charged to the share.",
         lambda device: device.peak_bytes,
     ),
+    (
+        "memory_spilled_bytes",
+        "Memory charged for which the card had no room: it is where there is some, or the host's.",
+        lambda device: device.spilled_bytes,
+    ),
 )
 _REGION_COUNTERS: Final[tuple[tuple[str, str, Told], ...]] = (
     (
@@ -91,6 +96,11 @@ _REGION_COUNTERS: Final[tuple[tuple[str, str, Told], ...]] = (
         "failed_allocations",
         "Allocations within the limit that the card had no memory for.",
         lambda device: device.driver_oom_count,
+    ),
+    (
+        "spilled_allocations",
+        "Allocations within the limit for which the card had no room.",
+        lambda device: device.spill_count,
     ),
 )
 

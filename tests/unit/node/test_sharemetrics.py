@@ -53,6 +53,8 @@ def test_a_share_is_told_with_what_it_has_and_waited_for() -> None:
         throttled_ns=1_500_000_000,
         oom_count=3,
         driver_oom_count=4,
+        spilled_bytes=80 * MIB,
+        spill_count=6,
         waits=(1, 2, 3, 0, 0, 5),
     )
     seen = figures(
@@ -72,6 +74,8 @@ def test_a_share_is_told_with_what_it_has_and_waited_for() -> None:
         "throttled_seconds_total": 1.5,
         "refused_allocations_total": 3,
         "failed_allocations_total": 4,
+        "memory_spilled_bytes": 80 * MIB,
+        "spilled_allocations_total": 6,
         "alone": 0,
         "held": 1,
         "launch_wait_seconds_sum": 1.5,
