@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from hami_dra.contract.errors import RetryError
 from hami_dra.contract.grant import decode_grant
@@ -394,7 +395,7 @@ async def test_no_bytes_of_a_tenant_stop_the_node_or_reach_a_neighbour(node: Nod
 
 
 async def test_a_grant_that_cannot_be_written_is_said_once(
-    node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.add("a")
 
@@ -402,8 +403,9 @@ async def test_a_grant_that_cannot_be_written_is_said_once(
         raise RetryError("read-only")
 
     monkeypatch.setattr(node.directories, "mark_alone", fail)
-    await node.look(3)
-    assert capsys.readouterr().out.count("arbitration.not_told") == 1
+    with capture_logs() as logs:
+        await node.look(3)
+    assert [line["event"] for line in logs].count("arbitration.not_told") == 1
     monkeypatch.undo()
     await node.look()
     assert node.alone("a") == [True]

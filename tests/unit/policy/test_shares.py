@@ -214,8 +214,8 @@ def test_it_fills_shares_as_libvgpu_does() -> None:
 def test_a_share_that_is_full_leaves_it_to_the_next() -> None:
     meter, both = OverheadMeter(), (share("one", memory_bytes=100 * MIB), share("two"))
     slots = {
-        both[0].name.grant: RegionProcess(0, 1, 0, 1, 1, (90 * MIB,)),
-        both[1].name.grant: RegionProcess(0, 1, 0, 1, 1, (500 * MIB,)),
+        both[0].name.grant: RegionProcess(0, 1, 0, 1, 1, (90 * MIB,), (0,)),
+        both[1].name.grant: RegionProcess(0, 1, 0, 1, 1, (500 * MIB,), (0,)),
     }
     item = OwnedUse(use(7, "p", 640), both, slots)
     reading = (
