@@ -1,8 +1,6 @@
 """Specification files in a CDI directory: whole or not there at all, also after a power cut."""
 
 import errno
-import os
-import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,12 +8,14 @@ from typing import Any, Final
 
 import msgspec
 
+from hami_dra.cdi.durable import Writes, sync_directory, write_durably
 from hami_dra.contract.errors import HamiDraError, RetryError
 
 _PERMANENT: Final = frozenset(
     {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG}
 )
 _SUFFIX: Final = ".json"
+_MODE: Final = 0o644
 _PROBE_BYTES: Final = 4096
 
 
@@ -50,15 +50,23 @@ class CdiStore:
             finally:
                 path.unlink(missing_ok=True)  # another instance may have been as quick
         except OSError as error:
-            raise self._explain(error) from error
+            raise self.explain(error) from error
 
-    def write(self, name: str, spec: Mapping[str, Any], *, shared: bool = False) -> bool:
+    def write(
+        self,
+        name: str,
+        spec: Mapping[str, Any],
+        *,
+        shared: bool = False,
+        writes: Writes | None = None,
+    ) -> bool:
         """Write a file durably and atomically; return whether anything changed.
 
         Args:
             name: Without suffix.
             spec: Its content.
             shared: See `write_durably`.
+            writes: What the file is to be there with; else it is when this returns.
 
         Raises:
             CdiDirectoryError: See `probe`.
@@ -69,18 +77,22 @@ class CdiStore:
         try:
             if _read(path) == content:
                 return False
-            self.directory.mkdir(parents=True, exist_ok=True)
-            write_durably(path, content, mode=0o644, shared=shared)
+            if not self.directory.is_dir():
+                self.directory.mkdir(parents=True, exist_ok=True)
+            if writes is None:
+                write_durably(path, content, mode=_MODE, shared=shared)
+            else:
+                writes.replace(path, content, mode=_MODE, shared=shared)
         except OSError as error:
-            raise self._explain(error) from error
+            raise self.explain(error) from error
         return True
 
     def has(self, name: str) -> bool:
         """Whether there is such a file, whatever is in it."""
         return self._path(name).exists()
 
-    def remove(self, name: str) -> None:
-        """Remove a file. Idempotent.
+    def remove(self, name: str, writes: Writes | None = None) -> None:
+        """Remove a file: for good with `writes`, else when this returns. Idempotent.
 
         Raises:
             CdiDirectoryError: See `probe`.
@@ -88,11 +100,14 @@ class CdiStore:
         """
         try:
             self._path(name).unlink(missing_ok=True)
-            sync_directory(self.directory)
-        except FileNotFoundError:
-            return
+            if not self.directory.is_dir():
+                return
+            if writes is None:
+                sync_directory(self.directory)
+            else:
+                writes.sync(self.directory)
         except OSError as error:
-            raise self._explain(error) from error
+            raise self.explain(error) from error
 
     def names(self) -> list[str]:
         """Return the names of our files, sorted; none where there is no directory."""
@@ -117,7 +132,8 @@ class CdiStore:
             raise ValueError(f"{name!r} is not one of our specification names")
         return self.directory / f"{name}{_SUFFIX}"
 
-    def _explain(self, error: OSError) -> HamiDraError:
+    def explain(self, error: OSError) -> HamiDraError:
+        """Return an error of this directory in words that say what to do."""
         reason = error.strerror or str(error)
         if error.errno in _PERMANENT:
             return CdiDirectoryError(
@@ -126,49 +142,6 @@ class CdiStore:
                 "read the same one)"
             )
         return RetryError(f"CDI directory {self.directory}: {reason}")
-
-
-def write_durably(
-    path: Path, content: bytes, *, mode: int, shared: bool = False, sync_name: bool = True
-) -> None:
-    """Replace a file so that after a crash it holds the old or the new content, never half.
-
-    The temporary file does not end in ``.json``, so a runtime never reads it; it is gone after an
-    error.
-
-    Args:
-        path: The file.
-        content: All of it.
-        mode: Its permissions.
-        shared: Whether another process may write it at the same time; else the temporary file
-            has a fixed name, so that what a killed writer left is used up by the next.
-        sync_name: Whether a power cut must not bring the old content back.
-    """
-    token = f"{secrets.token_hex(4)}." if shared else ""
-    temporary = path.with_name(f".{path.name}.{token}tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    try:
-        os.fchmod(descriptor, mode)  # whatever the umask says
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(content)
-        os.fsync(descriptor)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(descriptor)
-    temporary.rename(path)
-    if sync_name:
-        sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make a rename or removal in a directory survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read(path: Path) -> bytes | None:

@@ -10,7 +10,7 @@ claims are worked on; whoever meets that tries again.
 import asyncio
 import errno
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from hami_dra.node.ledgerfile import STEPS, DamageError, LedgerFile, is_damage, 
 from hami_dra.node.reserve import Reserve
 from hami_dra.policy.binding import Binding, exclude_each_other
 from hami_dra.policy.devices import CardCapacity
+from hami_dra.service.groups import Groups
 
 _CODE: Final = 0xFF
 """SQLite's primary result code, without its extension."""
@@ -77,6 +78,8 @@ class Ledger:
         self._file = file
         self._executor = executor
         self._reserve = reserve
+        self._changes: Groups[_Change, None] = Groups(self._change_all, executor)
+        self._finds: Groups[str, list[ClaimRecord]] = Groups(self._find_all, executor)
 
     @classmethod
     async def open(
@@ -139,7 +142,7 @@ class Ledger:
         Raises:
             CardTakenError: A card is taken; names the claims that hold it.
         """
-        await self._run(_begin, record, capacities)
+        await self._change(_begin, record, capacities)
 
     async def finish(self, uid: str, boot_id: str) -> None:
         """Record that a claim is ready.
@@ -147,7 +150,7 @@ class Ledger:
         Raises:
             RetryError: The ledger was lost since `begin`; begin again.
         """
-        await self._run(_finish, uid, boot_id)
+        await self._change(_finish, uid, boot_id)
 
     async def note(self, record: ClaimRecord) -> None:
         """Replace the record of a claim that has begun: what was made for it meanwhile.
@@ -155,11 +158,11 @@ class Ledger:
         Raises:
             RetryError: The ledger was lost since `begin`; begin again.
         """
-        await self._run(_note, record)
+        await self._change(_note, record)
 
     async def find(self, uid: str) -> ClaimRecord | None:
         """Return a claim's record."""
-        found = await self._run(_select, "WHERE uid = ?", uid)
+        found = await self._explained(self._finds.do(uid))
         return found[0] if found else None
 
     async def records(self) -> list[ClaimRecord]:
@@ -168,7 +171,7 @@ class Ledger:
 
     async def remove(self, uid: str) -> None:
         """Forget a claim, also on a full disk. Idempotent."""
-        await self._run(_remove, uid, last_resort=True)
+        await self._change(_remove, uid, last_resort=True)
 
     async def keep_reserve(self) -> None:
         """Keep room on the disk for `remove` and the next `open`. Idempotent.
@@ -190,8 +193,17 @@ class Ledger:
         """
         attempt = self._attempt_to_the_last if last_resort else self._attempt
         loop = asyncio.get_running_loop()
+        return await self._explained(loop.run_in_executor(self._executor, attempt, work, arguments))
+
+    async def _change(
+        self, work: Callable[..., None], *arguments: object, last_resort: bool = False
+    ) -> None:
+        """Make a change in the ledger's thread; those that come together share a commit."""
+        await self._explained(self._changes.do(_Change(work, arguments, last_resort=last_resort)))
+
+    async def _explained(self, answer: Awaitable[T]) -> T:
         try:
-            return await loop.run_in_executor(self._executor, attempt, work, arguments)
+            return await answer
         except sqlite3.ProgrammingError:
             raise  # a bug, which no disk explains
         except (OSError, sqlite3.DatabaseError, DamageError) as error:
@@ -199,6 +211,25 @@ class Ledger:
                 f"the ledger cannot be used: {self._file.path}: {error}; --state-dir must be a "
                 "writable directory on a local disk with room"
             ) from error
+
+    def _change_all(self, changes: Sequence["_Change"]) -> list[Exception | None]:
+        if len(changes) > 1:
+            try:
+                return _change_together(self._file.connection(), changes)
+            except (OSError, sqlite3.DatabaseError, DamageError):
+                pass  # nothing was changed; each alone, as it is done where the file is ill
+        return [self._change_alone(change) for change in changes]
+
+    def _change_alone(self, change: "_Change") -> Exception | None:
+        attempt = self._attempt_to_the_last if change.last_resort else self._attempt
+        try:
+            attempt(_change_one, (change,))
+        except Exception as error:  # noqa: BLE001 - it is the caller's
+            return error
+        return None
+
+    def _find_all(self, uids: Sequence[str]) -> list[list[ClaimRecord]]:
+        return self._attempt(_select_each, (uids,))
 
     def _close(self) -> None:
         self._file.close()
@@ -224,6 +255,39 @@ class Ledger:
         return work(self._file.connection(), *arguments)
 
 
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What is to be done in a transaction: takes the connection and the arguments."""
+
+    work: Callable[..., None]
+    arguments: tuple[object, ...]
+    last_resort: bool
+
+
+def _change_one(connection: sqlite3.Connection, change: _Change) -> None:
+    with transaction(connection):
+        change.work(connection, *change.arguments)
+
+
+def _change_together(
+    connection: sqlite3.Connection, changes: Sequence[_Change]
+) -> list[Exception | None]:
+    """Make changes in one transaction; what is refused is undone, and the others are not."""
+    outcomes: list[Exception | None] = []
+    with transaction(connection):
+        for change in changes:
+            connection.execute("SAVEPOINT change")
+            try:
+                change.work(connection, *change.arguments)
+            except RetryError as error:
+                connection.execute("ROLLBACK TO change")
+                outcomes.append(error)
+            else:
+                outcomes.append(None)
+            connection.execute("RELEASE change")
+    return outcomes
+
+
 def _is_full(error: OSError | sqlite3.OperationalError) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOSPC
@@ -235,29 +299,27 @@ def _begin(
     connection: sqlite3.Connection, record: ClaimRecord, capacities: Mapping[str, CardCapacity]
 ) -> None:
     uid = record.binding.claim_uid
-    with transaction(connection):
-        held = _sum_shares(connection, uid)
-        _put(connection, record)
-        grown = {
-            device
-            for device, taken in _sum_shares(connection, uid).items()
-            if any(map(gt, taken, held.get(device, _NOTHING)))
-        }
-        for device in sorted(grown & capacities.keys()):
-            _check_card(connection, uid, device, capacities[device])
-        if grown:
-            _check_parts(connection, record)
+    held = _sum_shares(connection, uid)
+    _put(connection, record)
+    grown = {
+        device
+        for device, taken in _sum_shares(connection, uid).items()
+        if any(map(gt, taken, held.get(device, _NOTHING)))
+    }
+    for device in sorted(grown & capacities.keys()):
+        _check_card(connection, uid, device, capacities[device])
+    if grown:
+        _check_parts(connection, record)
 
 
 def _note(connection: sqlite3.Connection, record: ClaimRecord) -> None:
     uid = record.binding.claim_uid
-    with transaction(connection):
-        changed = connection.execute(
-            "UPDATE claims SET record = ?, writer = ? WHERE uid = ?",
-            (encode_record(record), __version__, uid),
-        )
-        if not changed.rowcount:
-            raise RetryError(f"the ledger lost claim {uid} while it was prepared")
+    changed = connection.execute(
+        "UPDATE claims SET record = ?, writer = ? WHERE uid = ?",
+        (encode_record(record), __version__, uid),
+    )
+    if not changed.rowcount:
+        raise RetryError(f"the ledger lost claim {uid} while it was prepared")
 
 
 def _sum_shares(connection: sqlite3.Connection, uid: str) -> dict[str, tuple[int, ...]]:
@@ -301,9 +363,8 @@ def _put(connection: sqlite3.Connection, record: ClaimRecord) -> None:
 
 
 def _finish(connection: sqlite3.Connection, uid: str, boot_id: str) -> None:
-    with transaction(connection):
-        if not _mark_ready(connection, uid, boot_id):
-            raise RetryError(f"the ledger lost claim {uid} while it was prepared")
+    if not _mark_ready(connection, uid, boot_id):
+        raise RetryError(f"the ledger lost claim {uid} while it was prepared")
 
 
 def _mark_ready(connection: sqlite3.Connection, uid: str, boot_id: str) -> bool:
@@ -314,8 +375,11 @@ def _mark_ready(connection: sqlite3.Connection, uid: str, boot_id: str) -> bool:
 
 
 def _remove(connection: sqlite3.Connection, uid: str) -> None:
-    with transaction(connection):
-        connection.execute("DELETE FROM claims WHERE uid = ?", (uid,))
+    connection.execute("DELETE FROM claims WHERE uid = ?", (uid,))
+
+
+def _select_each(connection: sqlite3.Connection, uids: Sequence[str]) -> list[list[ClaimRecord]]:
+    return [_select(connection, "WHERE uid = ?", uid) for uid in uids]
 
 
 def _select(connection: sqlite3.Connection, clause: str, *values: object) -> list[ClaimRecord]:

@@ -253,7 +253,7 @@ class LedgerFile:
 
     def _look(self) -> tuple[tuple[int, int] | None, ...]:
         """Return what tells this file and its log from others of the same names."""
-        return _identify(self.path), _identify(_with(self._file, "-wal"))
+        return _identify(str(self.path)), _identify(f"{self._file}-wal")
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -329,9 +329,9 @@ def _split(script: str) -> Iterable[str]:
             statement = ""
 
 
-def _identify(path: Path) -> tuple[int, int] | None:
+def _identify(path: str) -> tuple[int, int] | None:
     try:
-        found = path.stat()
+        found = os.stat(path)  # noqa: PTH116 - before each use of the file
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino

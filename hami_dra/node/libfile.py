@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from hami_dra import __version__
-from hami_dra.cdi.store import write_durably
+from hami_dra.cdi.durable import write_durably
 from hami_dra.contract import names
 from hami_dra.contract.errors import FatalError, RetryError
 

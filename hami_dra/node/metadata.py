@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from hami_dra.cdi.durable import Writes, write_whole
 from hami_dra.cdi.spec import Edits, Mount, render_spec
-from hami_dra.cdi.store import CdiStore, write_durably
+from hami_dra.cdi.store import CdiStore
 from hami_dra.contract import names
 from hami_dra.contract.errors import RetryError
 from hami_dra.node.claimspec import FILE_PREFIX
@@ -51,10 +52,11 @@ class MetadataFiles:
                 f"metadata of claim {binding.claim_uid}: {error.strerror or error}"
             ) from error
 
-    def write_spec(self, binding: Binding) -> bool:
+    def write_spec(self, binding: Binding, writes: Writes | None = None) -> bool:
         """Write the CDI file that mounts the documents; return whether it changed.
 
-        A document that is missing is written from what the binding has.
+        With `writes` it is there when those are. A document that is missing is written from what
+        the binding has.
 
         Raises:
             RetryError: A file cannot be written at the moment.
@@ -63,16 +65,19 @@ class MetadataFiles:
         paths = self._paths(binding)
         if not all(path.is_file() for path in paths.values()):
             self.write(binding, _NO_CARDS)
-        return self._store.write(name_metadata_file(binding.claim_uid), _render(binding, paths))
+        spec = _render(binding, paths)
+        return self._store.write(name_metadata_file(binding.claim_uid), spec, writes=writes)
 
-    def remove_spec(self, uid: str) -> None:
-        """Remove a claim's CDI file; the documents go with the claim's directory. Idempotent.
+    def remove_spec(self, uid: str, writes: Writes | None = None) -> None:
+        """Remove a claim's CDI file, see `CdiStore.remove`. Idempotent.
+
+        The documents go with the claim's directory.
 
         Raises:
             RetryError: It cannot be removed at the moment.
             CdiDirectoryError: The directory is not writable.
         """
-        self._store.remove(name_metadata_file(uid))
+        self._store.remove(name_metadata_file(uid), writes)
 
     def _paths(self, binding: Binding) -> dict[str, Path]:
         return {
@@ -121,6 +126,7 @@ def _write(path: Path, document: Mapping[str, Any]) -> None:
             return
     except (FileNotFoundError, ValueError):
         generation = 0  # there is none that could be read
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.parent.is_dir():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # A power cut ends all containers; kubelet then asks again, and it is written anew.
-    write_durably(path, encode_metadata(document, generation + 1), mode=_MODE, sync_name=False)
+    write_whole(path, encode_metadata(document, generation + 1), mode=_MODE)

@@ -4,18 +4,24 @@ Order of Prepare: intent in the ledger, MIG instances, record and directories, m
 file, CDI file, "ready" in the ledger, answer. A crash after any of them leaves either an intent
 that nobody was told of, which the next start undoes, or a claim that the next Prepare finds and
 repairs. Order of Unprepare: CDI files (no container can start with them any more), MIG instances,
-directories, ledger.
+directories, ledger. Claims that come together wait for the disk together
+(docs/decisions/0022-durable-together.md).
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+import os
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import structlog
 
+from hami_dra.cdi.durable import DurableWork, Writes
 from hami_dra.cdi.store import CdiStore
 from hami_dra.contract.errors import RetryError, UserError
 from hami_dra.contract.names import CDI_KIND_CLAIM
@@ -31,7 +37,7 @@ from hami_dra.node.copies import read_copy
 from hami_dra.node.ledger import CardTakenError, ClaimRecord, Ledger, encode_record
 from hami_dra.node.libfile import InstalledLibrary
 from hami_dra.node.metadata import MetadataFiles, name_metadata_ids
-from hami_dra.node.partitions import Partitions
+from hami_dra.node.partitions import Partitions, has_instances
 from hami_dra.node.settings import NodeSettings
 from hami_dra.node.sharedir import ShareDirectories
 from hami_dra.policy.binding import Binding, bind_claim
@@ -54,6 +60,10 @@ UNPREPARE_STEPS: Final = (
     "unprepare-ledger",
 )
 CHANGE_STEPS: Final = ("limits-record", "limits-ledger", "limits-grant", "limits-metadata")
+
+_READS_AT_ONCE: Final = 8
+"""Claims that are read at a time. A connection with TLS holds a third of a MiB, for a minute; and
+the API server answers this many sooner than this process can take the answers."""
 
 Step = Callable[[str], None]
 T = TypeVar("T")
@@ -88,8 +98,8 @@ class ClaimFiles:
             procfs=self.settings.procfs,
         )
 
-    def write_spec(self, record: ClaimRecord) -> bool:
-        """Write a claim's CDI file; return whether it changed.
+    def write_spec(self, record: ClaimRecord, writes: Writes | None = None) -> bool:
+        """Write a claim's CDI file, see `CdiStore.write`; return whether it changed.
 
         Raises:
             RetryError: A path that it refers to does not exist; names it.
@@ -97,19 +107,23 @@ class ClaimFiles:
         """
         spec, paths = self.render(record)
         for path in paths:
-            if not Path(path).exists():
+            if not os.path.exists(path):  # noqa: PTH110 - at every Prepare, of every path
                 raise RetryError(f"{path}: no such file, but the claim's containers need it")
-        return self.store.write(name_file(record.binding.claim_uid), spec)
+        return self.store.write(name_file(record.binding.claim_uid), spec, writes=writes)
 
-    def write_copy(self, record: ClaimRecord) -> None:
+    def write_copy(self, record: ClaimRecord, writes: Writes) -> None:
         """Write the copy of a claim's row, unless it says so already, perhaps and more.
+
+        It is there when `writes` are.
 
         Raises:
             RetryError: It cannot be written at the moment.
         """
         uid = record.binding.claim_uid
         if self.read_copy(uid) != record:
-            self.directories.write_record(uid, encode_record(record))
+            self.directories.write_record(uid, encode_record(record), writes)
+        else:
+            self.directories.sync(uid, writes)
 
     def read_copy(self, uid: str) -> ClaimRecord | None:
         """Return the copy of a claim's row, if there is one that can be read."""
@@ -136,7 +150,7 @@ class Preparer:
         executor: The one thread that touches `files`.
         locks: Whose lock of the claim the caller holds.
         partitions: Makes the MIG instances of claims.
-        step: Called after each durable step with its name (`PREPARE_STEPS`, `UNPREPARE_STEPS`, and
+        step: Called after each step with its name (`PREPARE_STEPS`, `UNPREPARE_STEPS`, and
             for claims with MIG instances those of `partitions`).
     """
 
@@ -163,19 +177,22 @@ class Preparer:
         self._settings = settings
         self._executor = executor
         self._parts = ClaimParts(partitions, ledger, offers=offers, step=step)
+        self._durable = DurableWork(executor)
+        self._reads = asyncio.Semaphore(_READS_AT_ONCE)
         self._step = step
 
     async def prepare(self, claim: ClaimRef) -> tuple[PreparedDevice, ...]:
         """Make a claim's devices usable; see `ClaimHandler.prepare`."""
         offers = self._offers()
         gpus = {name: offer.gpu for name, offer in offers.items()}
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        stored = await self._read_claim(claim)
+        async with self._reads:
+            began = time.monotonic()
+            stored = await self._read_claim(claim)
+            read_ms = round((time.monotonic() - began) * 1000, 1)
         users = (stored.get("status") or {}).get("reservedFor") or ()
         structlog.contextvars.bind_contextvars(
             pods=[user.get("name") for user in users],
-            read_ms=round((loop.time() - began) * 1000, 1),  # of the call's time, the API server's
+            read_ms=read_ms,  # of the call's time, the API server's
         )
         known = await self._ledger.find(claim.uid)
         await self._parts.refresh()
@@ -190,16 +207,7 @@ class Preparer:
         self._step("ledger-intent")
         record = await self._parts.create(record, known)
         binding = record.binding
-        await self._in_thread(self._files.write_copy, replace(record, ready=True))
-        self._step("record")
-        await self._in_thread(self._files.directories.ensure, binding)
-        self._step("directories")
-        await self._in_thread(self._files.metadata.write, binding, gpus)
-        self._step("metadata")
-        await self._in_thread(self._files.metadata.write_spec, binding)
-        self._step("cdi-metadata")
-        await self._in_thread(self._files.write_spec, record)
-        self._step("cdi")
+        await self._durable.do(partial(self._make_files, record, gpus))
         await self._ledger.finish(claim.uid, self._boot_id)
         self._step("ledger-ready")
         return tuple(
@@ -318,14 +326,12 @@ class Preparer:
     async def _forget(self, uid: str, known: ClaimRecord | None) -> None:
         if known is None:
             known = await self._in_thread(self._files.read_copy, uid)
-        await self._in_thread(self._files.store.remove, name_file(uid))
-        self._step("unprepare-cdi")
-        await self._in_thread(self._files.metadata.remove_spec, uid)
-        self._step("unprepare-metadata")
-        if known is not None:
+        if known is not None and has_instances(known.binding):
+            await self._durable.do(partial(self._remove_specs, uid))
             await self._parts.destroy(known.binding)
-        await self._in_thread(self._files.directories.remove, uid)
-        self._step("unprepare-directories")
+            await self._durable.do(partial(self._remove_directories, uid))
+        else:
+            await self._durable.do(partial(self._remove_files, uid))
         await self._ledger.remove(uid)
         if known is not None:
             self._parts.disown(known.binding)
@@ -372,11 +378,58 @@ class Preparer:
             )
         return claim
 
+    def _make_files(
+        self, record: ClaimRecord, gpus: Mapping[str, GpuFacts], writes: Writes
+    ) -> Generator[None, None, None]:
+        files, binding = self._files, record.binding
+        files.write_copy(replace(record, ready=True), writes)
+        with _explained(f"state directory {self._settings.state_dir}"):
+            yield
+        self._step("record")
+        files.directories.ensure(binding)
+        self._step("directories")
+        files.metadata.write(binding, gpus)
+        self._step("metadata")
+        files.metadata.write_spec(binding, writes)
+        self._step("cdi-metadata")
+        files.write_spec(record, writes)
+        with _explained(f"CDI directory {files.store.directory}"):
+            yield
+        self._step("cdi")
+
+    def _remove_files(self, uid: str, writes: Writes) -> Generator[None, None, None]:
+        yield from self._remove_specs(uid, writes)
+        yield from self._remove_directories(uid, writes)
+
+    def _remove_specs(self, uid: str, writes: Writes) -> Generator[None, None, None]:
+        files = self._files
+        files.store.remove(name_file(uid), writes)
+        self._step("unprepare-cdi")
+        files.metadata.remove_spec(uid, writes)
+        with _explained(f"CDI directory {files.store.directory}"):
+            yield
+        self._step("unprepare-metadata")
+
+    def _remove_directories(self, uid: str, writes: Writes) -> Generator[None, None, None]:
+        self._files.directories.remove(uid, writes)
+        with _explained(f"state directory {self._settings.state_dir}"):
+            yield
+        self._step("unprepare-directories")
+
     def _resolve_all(self, binding: Binding, gpus: Mapping[str, GpuFacts]) -> list[str]:
         return [self._files.base.resolve(device, gpus) for device in binding.devices]
 
     async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+
+
+@contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """Say of an error of the disk where it was."""
+    try:
+        yield
+    except OSError as error:
+        raise RetryError(f"{where}: {error.strerror or error}") from error
 
 
 def read_boot_id(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:

@@ -8,6 +8,7 @@ mounts, so nobody walks through the parents.
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -16,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from hami_dra.cdi.store import sync_directory, write_durably
+from hami_dra.cdi.durable import Writes, sync_directory, write_durably, write_whole
 from hami_dra.contract import names
 from hami_dra.contract.errors import RetryError, UserError
 from hami_dra.contract.grant import Grant, GrantDevice, decode_grant, encode_grant
@@ -53,7 +54,8 @@ class ShareDirectories:
     def ensure(self, binding: Binding) -> None:
         """Make what is missing and bring grants up to date. Idempotent.
 
-        Nothing that exists is removed: programs may be running on it.
+        Nothing that exists is removed: programs may be running on it. A power cut may take what is
+        made here: no program outlives one, and this is called again after it, for every claim.
 
         Raises:
             RetryError: A file cannot be written at the moment.
@@ -76,7 +78,7 @@ class ShareDirectories:
         Raises:
             RetryError: The file cannot be written at the moment.
         """
-        path = self.grant_path(uid, request)
+        path = str(self.grant_path(uid, request))
         known = _read_grant(path)
         if known is None or len(known.devices) != len(alone):
             return False
@@ -86,22 +88,35 @@ class ShareDirectories:
         if devices == known.devices:
             return False
         try:
-            _rewrite(path, replace(known, devices=devices), durably=False)
+            _rewrite(path, replace(known, devices=devices))
         except OSError as error:
             raise RetryError(f"{path} cannot be written: {error}") from error
         return True
 
-    def write_record(self, uid: str, record: bytes) -> None:
+    def write_record(self, uid: str, record: bytes, writes: Writes | None = None) -> None:
         """Keep a copy of the ledger's row beside the data, for the day the ledger is lost.
+
+        With `writes` it is there when those are, else when this returns.
 
         Raises:
             RetryError: It cannot be written at the moment.
         """
+        claim = self._claim(uid)
         try:
-            _make_private(self._claim(uid))
-            write_durably(self._claim(uid) / _RECORD, record, mode=0o600)
+            self._make_claim(claim)
+            if writes is None:
+                write_durably(claim / _RECORD, record, mode=0o600)
+                sync_directory(self._root)
+            else:
+                writes.replace(claim / _RECORD, record, mode=0o600)
+                writes.sync(self._root)
         except OSError as error:
             raise RetryError(f"state directory {self._root}: {error.strerror or error}") from error
+
+    def sync(self, uid: str, writes: Writes) -> None:
+        """Want a claim's own names on the disk, whoever made them."""
+        writes.sync(self._claim(uid))
+        writes.sync(self._root)
 
     def read_records(self) -> Iterable[tuple[str, bytes]]:
         """Return claim UIDs and the records found, of every claim that has one."""
@@ -132,8 +147,8 @@ class ShareDirectories:
         except FileNotFoundError:
             return []
 
-    def remove(self, uid: str) -> None:
-        """Remove a claim's directories. Idempotent.
+    def remove(self, uid: str, writes: Writes | None = None) -> None:
+        """Remove a claim's directories: for good with `writes`, or when this returns. Idempotent.
 
         Raises:
             RetryError: Something cannot be removed at the moment.
@@ -142,7 +157,10 @@ class ShareDirectories:
         try:
             if directory.exists():
                 shutil.rmtree(directory)
-                sync_directory(self._root)
+                if writes is None:
+                    sync_directory(self._root)
+                else:
+                    writes.sync(self._root)
         except OSError as error:
             raise RetryError(f"{directory} cannot be removed: {error}") from error
 
@@ -157,33 +175,37 @@ class ShareDirectories:
             try:
                 if region.is_dir():
                     shutil.rmtree(region)
-                    _make(region, _REGION_MODE)
+                    _make(str(region), _REGION_MODE)
             except OSError as error:
                 raise RetryError(f"{region} cannot be emptied: {error}") from error
 
     def _claim(self, uid: str) -> Path:
         return self._root / _checked(uid)
 
+    def _make_claim(self, claim: Path) -> None:
+        if not self._root.is_dir():
+            self._root.mkdir(mode=_PRIVATE_MODE, parents=True, exist_ok=True)
+        _make(str(self._root), _PRIVATE_MODE)
+        _make(str(claim), _PRIVATE_MODE)
+
     def _ensure(self, binding: Binding) -> None:
         claim = self._claim(binding.claim_uid)
-        _make_private(claim)
+        self._make_claim(claim)
         for request, devices in binding.requests.items():
             controlled = [device for device in devices if device.controlled]
             if not controlled:
                 continue
-            _make_private(claim / request)
-            _make(claim / request / names.REGION_DIR, _REGION_MODE)
+            directory = f"{claim}/{_checked(request)}"
+            _make(directory, _PRIVATE_MODE)
+            _make(f"{directory}/{names.REGION_DIR}", _REGION_MODE)
             _write_grant(
-                claim / request / names.GRANT_FILE,
+                f"{directory}/{names.GRANT_FILE}",
                 Grant(
                     claim_uid=binding.claim_uid,
                     request=request,
                     devices=tuple(_grant_device(device) for device in controlled),
                 ),
             )
-            sync_directory(claim / request)
-        sync_directory(claim)
-        sync_directory(self._root)
 
 
 def _checked(name: str) -> str:
@@ -208,23 +230,26 @@ def _grant_device(device: BoundDevice) -> GrantDevice:
     )
 
 
-def _make_private(directory: Path) -> None:
-    directory.mkdir(mode=_PRIVATE_MODE, parents=True, exist_ok=True)
-    directory.chmod(_PRIVATE_MODE)
-    directory.parent.chmod(_PRIVATE_MODE)
+def _make(name: str, mode: int) -> None:
+    """Make a directory, or bring the mode of the one that is there into order.
+
+    By its name: at every Prepare, and every few seconds for every claim.
+    """
+    try:
+        found = os.stat(name).st_mode  # noqa: PTH116
+    except FileNotFoundError:
+        os.mkdir(name, mode)  # noqa: PTH102
+        found = os.stat(name).st_mode  # noqa: PTH116 - the umask may have taken from it
+    if stat.S_IMODE(found) != mode:
+        os.chmod(name, mode)  # noqa: PTH101
 
 
-def _make(directory: Path, mode: int) -> None:
-    directory.mkdir(exist_ok=True)
-    directory.chmod(mode)
-
-
-def _write_grant(path: Path, grant: Grant) -> None:
+def _write_grant(path: str, grant: Grant) -> None:
     """Write a grant; one that exists is changed in place, because containers have it mapped."""
     known = _read_grant(path)
     if known is None or _cards(known) != _cards(grant):
         # Nobody can be using it: an allocation does not change while a pod holds the claim.
-        write_durably(path, encode_grant(grant), mode=_GRANT_MODE)
+        write_whole(path, encode_grant(grant), mode=_GRANT_MODE)
         return
     # Who is alone changes by the second, and is not the caller's to know.
     devices = tuple(
@@ -233,10 +258,10 @@ def _write_grant(path: Path, grant: Grant) -> None:
     )
     if known.devices == devices and known.sequence % 2 == 0:
         return
-    _rewrite(path, replace(grant, devices=devices, sequence=known.sequence), durably=True)
+    _rewrite(path, replace(grant, devices=devices, sequence=known.sequence))
 
 
-def _rewrite(path: Path, grant: Grant, *, durably: bool) -> None:
+def _rewrite(path: str, grant: Grant) -> None:
     """Change the values of a grant that containers have mapped, which has `grant.sequence` now."""
     busy = grant.sequence | 1
     content = encode_grant(grant)
@@ -246,15 +271,14 @@ def _rewrite(path: Path, grant: Grant, *, durably: bool) -> None:
         os.pwrite(descriptor, busy.to_bytes(8, "little"), _SEQUENCE_OFFSET)
         os.pwrite(descriptor, content[_VALUES_OFFSET:], _VALUES_OFFSET)
         os.pwrite(descriptor, (busy + 1).to_bytes(8, "little"), _SEQUENCE_OFFSET)
-        if durably:
-            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _read_grant(path: Path) -> Grant | None:
+def _read_grant(path: str) -> Grant | None:
     try:
-        return decode_grant(path.read_bytes())
+        with open(path, "rb") as file:  # noqa: PTH123 - see `_make`
+            return decode_grant(file.read())
     except (OSError, ValueError, msgspec.MsgspecError):
         return None
 

@@ -9,6 +9,7 @@ the API server refuse its whole slice.
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from hami_dra.contract import names
@@ -95,6 +96,7 @@ def offer_whole(gpu: GpuFacts, *, split_count: int) -> CardOffer:
     return CardOffer(gpu=gpu, capacity=CardCapacity(gpu.memory_mib, CORES_PER_CARD, split_count))
 
 
+@lru_cache(maxsize=1024)
 def name_device(uuid: str) -> str:
     """Return the device name of a card: its UUID as a DNS label.
 

@@ -18,17 +18,19 @@ from hami_dra.testing.fakecluster import FakeCluster
 from tests.unit.node.dividedcard import DividedCard, make_part
 from tests.unit.node.rig import Rig, make_claim, make_share, put_claim, start_rig
 
-DURABLE = ("open T", "chmod T", "fsync T", "rename F", "fsync D")
-"""A file that is replaced: F in directory D by way of T."""
+WHOLE = ("open T", "chmod T", "write T", "rename F")
+"""A file that is replaced for its readers: F in directory D by way of T."""
+DURABLE = (*WHOLE[:-1], "fsync T", "rename F", "fsync D")
+"""One that is so for a power cut as well."""
 
 
-def replace(directory: str, name: str) -> list[str]:
+def replace(directory: str, name: str, how: tuple[str, ...] = DURABLE) -> list[str]:
     words = {
         "T": f"{directory}/.{name}.tmp",
         "F": f"{directory}/{name}",
         "D": directory,
     }
-    return [f"{verb} {words[key]}" for verb, key in (step.split() for step in DURABLE)]
+    return [f"{verb} {words[key]}" for verb, key in (step.split() for step in how)]
 
 
 CLAIM = "claims/UID"
@@ -44,30 +46,21 @@ PREPARE = [
     "mkdir cdi",
     *replace("cdi", "card.json"),
     *INTENT,
-    "mkdir claims/UID",
     "mkdir claims",
-    "mkdir claims/UID",
-    f"chmod {CLAIM}",
-    "chmod claims",
-    *replace(CLAIM, "record.json"),
     f"mkdir {CLAIM}",
-    f"chmod {CLAIM}",
-    "chmod claims",
-    f"mkdir {CLAIM}/gpu",
-    f"chmod {CLAIM}/gpu",
-    f"chmod {CLAIM}",
-    f"mkdir {CLAIM}/gpu/region",
-    f"chmod {CLAIM}/gpu/region",
-    *replace(f"{CLAIM}/gpu", "grant"),
-    f"fsync {CLAIM}/gpu",
-    f"fsync {CLAIM}",
+    *replace(CLAIM, "record.json"),
     "fsync claims",
     f"mkdir {CLAIM}/gpu",
-    *replace(f"{CLAIM}/gpu", "metadata.json")[:-1],  # a power cut ends its readers as well
-    "mkdir cdi",
-    *replace("cdi", "metadata-UID.json"),
-    "mkdir cdi",
-    *replace("cdi", "claim-UID.json"),
+    f"mkdir {CLAIM}/gpu/region",
+    f"chmod {CLAIM}/gpu/region",
+    # A power cut ends the readers of these as well.
+    *replace(f"{CLAIM}/gpu", "grant", WHOLE),
+    *replace(f"{CLAIM}/gpu", "metadata.json", WHOLE),
+    # Both are written before either is waited for; they get their names in this order.
+    *replace("cdi", "metadata-UID.json", WHOLE[:-1]),
+    *replace("cdi", "claim-UID.json", WHOLE[:-1]),
+    *replace("cdi", "metadata-UID.json", DURABLE[3:5]),
+    *replace("cdi", "claim-UID.json", DURABLE[3:]),
     "sql BEGIN IMMEDIATE",
     "sql UPDATE claims",
     "sql COMMIT",
@@ -85,7 +78,6 @@ END_INSTANCE = [
 ]
 UNPREPARE = [
     "unlink cdi/claim-UID.json",
-    "fsync cdi",
     "unlink cdi/metadata-UID.json",
     "fsync cdi",
     f"unlink {CLAIM}/record.json",

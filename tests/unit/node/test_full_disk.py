@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hami_dra.cdi.store import CdiStore, write_durably
+from hami_dra.cdi.durable import write_durably
+from hami_dra.cdi.store import CdiStore
 from hami_dra.contract.errors import RetryError
 from hami_dra.node.claimspec import FILE_PREFIX
 from hami_dra.node.ledger import Ledger

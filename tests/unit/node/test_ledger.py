@@ -1,7 +1,10 @@
 """Laws of the ledger, and what it does with a file that is no ledger."""
 
 import asyncio
+import sqlite3
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hami_dra.contract.errors import RetryError
-from hami_dra.node.ledger import ClaimRecord, Ledger
+from hami_dra.node.ledger import CardTakenError, ClaimRecord, Ledger
 from hami_dra.policy.binding import Binding, BoundDevice
 from hami_dra.policy.devices import CardCapacity
+from hami_dra.testing.crashpoints import Point, watch_points
 
 CAPACITY = CardCapacity(memory_mib=1000, cores=100, slots=4)
 
@@ -42,6 +46,58 @@ def make_record(
     )
     binding = Binding(claim_uid=uid, namespace="team", name=uid, devices=(device,))
     return ClaimRecord(binding=binding, library="/lib", boot_id="boot")
+
+
+@contextmanager
+def counted_commits(file: Path) -> Iterator[list[str]]:
+    """Count what is committed by connections that are opened in the block."""
+    found: list[str] = []
+
+    def note(point: Point) -> None:
+        if point.target == "COMMIT":
+            found.append(point.target)
+
+    with watch_points(note, file.parent):
+        yield found
+
+
+async def test_changes_that_come_together_are_one_commit_and_are_refused_alone(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "ledger.db"
+    with counted_commits(path) as commits:
+        ledger = await Ledger.open(path)
+        commits.clear()
+        records = [make_record(f"c{number}", memory=400, cores=1) for number in range(5)]
+        begun = (ledger.begin(record, {"gpu-0": CAPACITY}) for record in records)
+        outcomes = await asyncio.gather(*begun, return_exceptions=True)
+    assert outcomes[:2] == [None, None]
+    assert all(isinstance(outcome, CardTakenError) for outcome in outcomes[2:])
+    assert "held by claims c0, c1" in str(outcomes[4])
+    assert [record.binding.claim_uid for record in await ledger.records()] == ["c0", "c1"]
+    # The first one had nobody to share with, the other four had each other.
+    assert len(commits) == 2
+    await ledger.close()
+
+
+async def test_changes_that_cannot_be_made_together_are_made_one_by_one(tmp_path: Path) -> None:
+    """A card index that is broken for one claim says so to that claim."""
+    path = tmp_path / "ledger.db"
+    ledger = await Ledger.open(path)
+    with sqlite3.connect(path) as other:
+        other.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON claims WHEN new.uid = 'c2' "
+            "BEGIN SELECT RAISE(ABORT, 'no room for c2'); END"
+        )
+    records = [make_record(f"c{number}", memory=1, cores=1) for number in range(4)]
+    begun = (ledger.begin(record, {}) for record in records)
+    outcomes = await asyncio.gather(*begun, return_exceptions=True)
+
+    assert [outcome is None for outcome in outcomes] == [True, True, False, True]
+    assert isinstance(outcomes[2], RetryError)
+    assert "no room for c2" in str(outcomes[2])
+    assert [r.binding.claim_uid for r in await ledger.records()] == ["c0", "c1", "c3"]
+    await ledger.close()
 
 
 actions = st.lists(

@@ -1,0 +1,220 @@
+"""Files that survive a power cut, those of many jobs for little more than the price of one.
+
+A job says where it has to wait for the disk, and jobs that come together wait there together: all
+of their files are written before the first is waited for, and a directory that several of them
+share is waited for once.
+"""
+
+import os
+import secrets
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+
+from hami_dra.service.groups import Groups
+
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+Path = str | os.PathLike[str]
+T = TypeVar("T")
+
+
+class Writes:
+    """What one job wants on the disk before it goes on. Blocking."""
+
+    def __init__(self) -> None:
+        self._files: list[tuple[int, str, str]] = []
+        self._directories: dict[str, None] = {}
+
+    def replace(self, path: Path, content: bytes, *, mode: int, shared: bool = False) -> None:
+        """Replace a file so that, whatever happens, it has the old or the new content.
+
+        The new content is not there before `make_durable`. The temporary file does not end in
+        ``.json``, so a runtime never reads it; it is gone after an error.
+
+        Args:
+            path: The file.
+            content: All of it.
+            mode: Its permissions.
+            shared: Whether another process may write it at the same time; else the temporary file
+                has a fixed name, so that what a killed writer left is used up by the next.
+        """
+        path = os.fspath(path)
+        directory, _, name = path.rpartition("/")
+        token = f"{secrets.token_hex(4)}." if shared else ""
+        temporary = f"{directory}/.{name}.{token}tmp"
+        self._files.append((_write(temporary, content, mode), temporary, path))
+        self._directories[directory] = None
+
+    def sync(self, directory: Path) -> None:
+        """Let what was made or removed in a directory survive a power cut."""
+        self._directories[os.fspath(directory)] = None
+
+    def discard(self) -> None:
+        """Give up what is not on the disk yet. Idempotent."""
+        self._directories.clear()
+        while self._files:
+            descriptor, temporary, _ = self._files.pop()
+            os.close(descriptor)
+            with suppress(OSError):
+                os.unlink(temporary)  # noqa: PTH108 - at every Prepare
+
+    def put(self) -> None:
+        """Give the files their names once their content is on the disk.
+
+        Raises:
+            OSError: It is not; nothing is left to do.
+        """
+        try:
+            while self._files:
+                descriptor, temporary, path = self._files[0]
+                os.fsync(descriptor)
+                os.rename(temporary, path)  # noqa: PTH104 - at every Prepare
+                del self._files[0]
+                os.close(descriptor)
+        except BaseException:
+            self.discard()
+            raise
+
+    def take_directories(self) -> list[str]:
+        """Return the directories that are still to be waited for, and forget them."""
+        directories = list(self._directories)
+        self._directories.clear()
+        return directories
+
+
+Job = Callable[[Writes], Generator[None, None, T]]
+"""Yields where what it wants on the disk has to be there."""
+
+
+class DurableWork:
+    """Does jobs in a thread, those together that came while others were done.
+
+    What goes wrong with one job is its caller's to know, and of no concern to the others.
+
+    Args:
+        executor: The one thread in which they are done.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self._groups: Groups[Job[Any], Any] = Groups(do_together, executor)
+
+    async def do(self, job: Job[T]) -> T:
+        """Return what a job returns.
+
+        Raises:
+            Exception: What the job raised; where it yields, it is told of an error of the disk.
+        """
+        result: T = await self._groups.do(job)
+        return result
+
+
+def do_together(jobs: Sequence[Job[Any]]) -> list[Any]:
+    """Do jobs up to where each waits for the disk, wait for all of them, and so on. Blocking.
+
+    Returns:
+        What each returned, or the error that it raised.
+    """
+    outcomes: list[Any] = [None] * len(jobs)
+    writes = [Writes() for _ in jobs]
+    running = {number: job(writes[number]) for number, job in enumerate(jobs)}
+    errors: dict[int, OSError] = {}
+    try:
+        while running:
+            for number, steps in list(running.items()):
+                try:
+                    if number in errors:
+                        steps.throw(errors.pop(number))
+                    else:
+                        next(steps)
+                except StopIteration as end:
+                    outcomes[number] = end.value
+                    del running[number]
+                except Exception as error:  # noqa: BLE001 - it is the caller's, and of no other job
+                    outcomes[number] = error
+                    writes[number].discard()
+                    del running[number]
+            errors = make_durable({number: writes[number] for number in running})
+    finally:
+        for each in writes:
+            each.discard()
+    return outcomes
+
+
+def make_durable(writes: Mapping[int, Writes]) -> dict[int, OSError]:
+    """Wait for the disk: files, then their names and what else is in their directories. Blocking.
+
+    Returns:
+        The errors, by whose they are.
+    """
+    errors: dict[int, OSError] = {}
+    wanted: dict[str, list[int]] = {}
+    for number, each in writes.items():
+        try:
+            each.put()
+        except OSError as error:
+            errors[number] = error
+            continue
+        for directory in each.take_directories():
+            wanted.setdefault(directory, []).append(number)
+    for directory, numbers in wanted.items():
+        try:
+            sync_directory(directory)
+        except OSError as error:
+            errors |= dict.fromkeys(numbers, error)
+    return errors
+
+
+def write_durably(path: Path, content: bytes, *, mode: int, shared: bool = False) -> None:
+    """Replace a file so that after a crash it holds the old or the new content, never half.
+
+    See `Writes.replace`.
+    """
+    writes = Writes()
+    writes.replace(path, content, mode=mode, shared=shared)
+    writes.put()
+    for directory in writes.take_directories():
+        sync_directory(directory)
+
+
+def write_whole(path: Path, content: bytes, *, mode: int) -> None:
+    """Replace a file so that whoever reads it finds all of the old or the new content.
+
+    A power cut may leave it empty: for what is written anew after one.
+    """
+    path = os.fspath(path)
+    directory, _, name = path.rpartition("/")
+    temporary = f"{directory}/.{name}.tmp"
+    os.close(_write(temporary, content, mode))
+    try:
+        os.rename(temporary, path)  # noqa: PTH104 - at every Prepare
+    except OSError:
+        os.unlink(temporary)  # noqa: PTH108 - at every Prepare
+        raise
+
+
+def sync_directory(directory: Path) -> None:
+    """Make a rename or removal in a directory survive a power cut."""
+    descriptor = os.open(directory, _DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write(temporary: str, content: bytes, mode: int) -> int:
+    """Write a file and return its descriptor; it is gone after an error."""
+    descriptor = os.open(temporary, _NEW, mode)
+    try:
+        os.fchmod(descriptor, mode)  # whatever the umask says
+        written = os.write(descriptor, content)
+        while written < len(content):  # a disk that gets full takes a part first, then says so
+            written += os.write(descriptor, content[written:])
+    except BaseException:
+        os.close(descriptor)
+        with suppress(OSError):
+            os.unlink(temporary)  # noqa: PTH108 - at every Prepare
+        raise
+    return descriptor
