@@ -6,7 +6,6 @@ share is waited for once.
 """
 
 import os
-import secrets
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -43,7 +42,7 @@ class Writes:
         """
         path = os.fspath(path)
         directory, _, name = path.rpartition("/")
-        token = f"{secrets.token_hex(4)}." if shared else ""
+        token = f"{os.urandom(4).hex()}." if shared else ""
         temporary = f"{directory}/.{name}.{token}tmp"
         self._files.append((_write(temporary, content, mode), temporary, path))
         self._directories[directory] = None

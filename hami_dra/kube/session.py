@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import aiohttp
 import msgspec
 
 from hami_dra.contract.errors import FatalError
 from hami_dra.kube.errors import ApiError, error_from_status
+from hami_dra.kube.httpclient import aiohttp
 from hami_dra.kube.yamlbody import encode_for_yaml
 
 _SERVICE_ACCOUNT_DIR: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")

@@ -64,6 +64,7 @@ from hami_dra.node.settings import NodeSettings
 from hami_dra.node.sharedir import ShareDirectories
 from hami_dra.node.sharemetrics import ShareMetrics
 from hami_dra.service.clock import SystemClock
+from hami_dra.service.heap import keep_what_is_there, use_one_arena
 from hami_dra.service.http import Readiness, serve_health
 from hami_dra.service.supervise import Supervisor
 
@@ -94,6 +95,7 @@ async def run_node(
         FatalError: It cannot work as it was started.
     """
     settings.check()
+    use_one_arena()
     readiness = Readiness(*CONDITIONS)
     registry = CollectorRegistry()
     library = NvmlLibrary(settings.driver_root)
@@ -302,6 +304,7 @@ class _Node:
         try:
             await self.service.start()
             await self.registration.start()
+            keep_what_is_there()
             _log.info("node.serving", node=settings.node_name, instance=instance.number)
             await supervisor.wait()
         finally:

@@ -1,0 +1,29 @@
+"""How a process that lives for months treats its memory."""
+
+import ctypes
+import gc
+from contextlib import suppress
+from typing import Final
+
+_M_ARENA_MAX: Final = -8
+"""mallopt(3)."""
+
+
+def use_one_arena() -> None:
+    """Let all threads allocate from one heap; call it before there are threads.
+
+    glibc gives each thread a heap of its own, which is never empty enough to be given back. Python
+    runs one thread at a time, so they do not wait for each other. Another C library has nothing
+    like it.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+
+
+def keep_what_is_there() -> None:
+    """Take what exists by now out of garbage collection: modules, and what lives as long as they.
+
+    They are most of all objects, and each full collection would look at all of them.
+    """
+    gc.collect()
+    gc.freeze()
