@@ -9,11 +9,14 @@ import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from hami_dra.service.groups import Groups
 
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+_FEW: Final = 2
+"""Waited for in turn: another thread would have to be woken."""
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 Path = str | os.PathLike[str]
@@ -30,7 +33,7 @@ class Writes:
     def replace(self, path: Path, content: bytes, *, mode: int, shared: bool = False) -> None:
         """Replace a file so that, whatever happens, it has the old or the new content.
 
-        The new content is not there before `make_durable`. The temporary file does not end in
+        The new content is there once the job goes on. The temporary file does not end in
         ``.json``, so a runtime never reads it; it is gone after an error.
 
         Args:
@@ -57,25 +60,12 @@ class Writes:
         while self._files:
             descriptor, temporary, _ = self._files.pop()
             os.close(descriptor)
-            with suppress(OSError):
-                os.unlink(temporary)  # noqa: PTH108 - at every Prepare
+            _forget(temporary)
 
-    def put(self) -> None:
-        """Give the files their names once their content is on the disk.
-
-        Raises:
-            OSError: It is not; nothing is left to do.
-        """
-        try:
-            while self._files:
-                descriptor, temporary, path = self._files[0]
-                os.fsync(descriptor)
-                os.rename(temporary, path)  # noqa: PTH104 - at every Prepare
-                del self._files[0]
-                os.close(descriptor)
-        except BaseException:
-            self.discard()
-            raise
+    def take_files(self) -> list[tuple[int, str, str]]:
+        """Return descriptor, temporary and final name of each file, and forget them."""
+        files, self._files = self._files, []
+        return files
 
     def take_directories(self) -> list[str]:
         """Return the directories that are still to be waited for, and forget them."""
@@ -95,10 +85,12 @@ class DurableWork:
 
     Args:
         executor: The one thread in which they are done.
+        disk: See `Disk`.
     """
 
-    def __init__(self, executor: Executor) -> None:
-        self._groups: Groups[Job[Any], Any] = Groups(do_together, executor)
+    def __init__(self, executor: Executor, disk: "Disk | None" = None) -> None:
+        work = partial(do_together, disk=disk or Disk())
+        self._groups: Groups[Job[Any], Any] = Groups(work, executor)
 
     async def do(self, job: Job[T]) -> T:
         """Return what a job returns.
@@ -110,7 +102,32 @@ class DurableWork:
         return result
 
 
-def do_together(jobs: Sequence[Job[Any]]) -> list[Any]:
+class Disk:
+    """Waits for files and directories. Blocking.
+
+    Args:
+        threads: Wait for many files at once: a disk is asked to empty its cache for each file, and
+            does it once for all who ask at that time. Without, it is asked for one after the other.
+        count: How many of them.
+    """
+
+    def __init__(self, threads: Executor | None = None, count: int = 0) -> None:
+        self._threads = threads
+        self._count = count
+
+    def sync(self, descriptors: Sequence[int]) -> list[OSError | None]:
+        """Wait until all are on the disk; return the error of each."""
+        if self._threads is None or len(descriptors) <= _FEW:
+            return _sync_in_turn(descriptors)
+        parts = [descriptors[first :: self._count] for first in range(self._count)]
+        waits = [self._threads.submit(_sync_in_turn, part) for part in parts if part]
+        errors: list[OSError | None] = [None] * len(descriptors)
+        for first, wait in enumerate(waits):
+            errors[first :: self._count] = wait.result()
+        return errors
+
+
+def do_together(jobs: Sequence[Job[Any]], disk: Disk) -> list[Any]:
     """Do jobs up to where each waits for the disk, wait for all of them, and so on. Blocking.
 
     Returns:
@@ -135,34 +152,88 @@ def do_together(jobs: Sequence[Job[Any]]) -> list[Any]:
                     outcomes[number] = error
                     writes[number].discard()
                     del running[number]
-            errors = make_durable({number: writes[number] for number in running})
+            errors = make_durable({number: writes[number] for number in running}, disk)
     finally:
         for each in writes:
             each.discard()
     return outcomes
 
 
-def make_durable(writes: Mapping[int, Writes]) -> dict[int, OSError]:
+def make_durable(writes: Mapping[int, Writes], disk: Disk) -> dict[int, OSError]:
     """Wait for the disk: files, then their names and what else is in their directories. Blocking.
 
     Returns:
-        The errors, by whose they are.
+        The errors, by whose they are; of their files those that are not named yet are gone.
     """
-    errors: dict[int, OSError] = {}
+    errors = _name_files(
+        [(n, file) for n, each in writes.items() for file in each.take_files()], disk
+    )
     wanted: dict[str, list[int]] = {}
     for number, each in writes.items():
-        try:
-            each.put()
-        except OSError as error:
-            errors[number] = error
-            continue
         for directory in each.take_directories():
-            wanted.setdefault(directory, []).append(number)
-    for directory, numbers in wanted.items():
+            if number not in errors:
+                wanted.setdefault(directory, []).append(number)
+    opened: list[tuple[int, list[int]]] = []
+    try:
+        for directory, numbers in wanted.items():
+            try:
+                opened.append((os.open(directory, _DIRECTORY), numbers))
+            except OSError as error:
+                errors |= dict.fromkeys(numbers, error)
+        failures = disk.sync([descriptor for descriptor, _ in opened])
+        for (_, numbers), failure in zip(opened, failures, strict=True):
+            if failure is not None:
+                errors |= dict.fromkeys(numbers, failure)
+    finally:
+        for descriptor, _ in opened:
+            os.close(descriptor)
+    return errors
+
+
+def _name_files(
+    files: Sequence[tuple[int, tuple[int, str, str]]], disk: Disk
+) -> dict[int, OSError]:
+    """Give files their names once the content of all is on the disk."""
+    errors: dict[int, OSError] = {}
+    named = 0
+    try:
+        failures = disk.sync([descriptor for _, (descriptor, _, _) in files])
+        for (number, (_, temporary, path)), failure in zip(files, failures, strict=True):
+            error = failure or errors.get(number) or _rename(temporary, path)
+            if error is not None:
+                errors[number] = error
+                _forget(temporary)
+            named += 1
+    finally:
+        for _, (descriptor, _, _) in files:
+            os.close(descriptor)
+        for _, (_, temporary, _) in files[named:]:
+            _forget(temporary)
+    return errors
+
+
+def _rename(temporary: str, path: str) -> OSError | None:
+    try:
+        os.rename(temporary, path)  # noqa: PTH104 - at every Prepare
+    except OSError as error:
+        return error
+    return None
+
+
+def _forget(temporary: str) -> None:
+    with suppress(OSError):
+        os.unlink(temporary)  # noqa: PTH108 - at every Prepare
+
+
+def _sync_in_turn(descriptors: Sequence[int]) -> list[OSError | None]:
+    errors: list[OSError | None] = []
+    for descriptor in descriptors:
         try:
-            sync_directory(directory)
+            os.fsync(descriptor)
         except OSError as error:
-            errors |= dict.fromkeys(numbers, error)
+            errors.append(error)
+        else:
+            errors.append(None)
     return errors
 
 
@@ -173,9 +244,8 @@ def write_durably(path: Path, content: bytes, *, mode: int, shared: bool = False
     """
     writes = Writes()
     writes.replace(path, content, mode=mode, shared=shared)
-    writes.put()
-    for directory in writes.take_directories():
-        sync_directory(directory)
+    for error in make_durable({0: writes}, Disk()).values():
+        raise error
 
 
 def write_whole(path: Path, content: bytes, *, mode: int) -> None:
@@ -213,7 +283,6 @@ def _write(temporary: str, content: bytes, mode: int) -> int:
             written += os.write(descriptor, content[written:])
     except BaseException:
         os.close(descriptor)
-        with suppress(OSError):
-            os.unlink(temporary)  # noqa: PTH108 - at every Prepare
+        _forget(temporary)
         raise
     return descriptor

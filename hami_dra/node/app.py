@@ -23,6 +23,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from hami_dra.cdi.driverroot import DriverRoot
+from hami_dra.cdi.durable import Disk
 from hami_dra.cdi.hostspecs import HostSpecs
 from hami_dra.cdi.store import CdiStore
 from hami_dra.contract.errors import HamiDraError, RetryError
@@ -72,6 +73,8 @@ _log = structlog.get_logger(__name__)
 
 CONDITIONS: Final = ("nvml", "slices", "registered", "cdi-dir", "state-dir")
 _BACKOFF_SECONDS: Final = (0.5, 10.0)
+_DISK_THREADS: Final = 8
+"""They only wait (docs/decisions/0022-durable-together.md)."""
 
 T = TypeVar("T")
 
@@ -139,6 +142,7 @@ class _State:
     ledger: Ledger
     files: ClaimFiles
     executor: ThreadPoolExecutor
+    disk: Disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +211,7 @@ class _Node:
             executor=executor,
             locks=locks,
             partitions=self.cards.partitions,
+            disk=state.disk,
             step=step,
         )
         self.watch = ClaimWatch(
@@ -370,6 +375,8 @@ async def _open_state(settings: NodeSettings, stack: AsyncExitStack) -> _State:
     instance = stack.enter_context(Instance.join(settings.state_dir, pod_uid=settings.pod_uid))
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="files")
     stack.callback(executor.shutdown)
+    waiting = ThreadPoolExecutor(max_workers=_DISK_THREADS, thread_name_prefix="disk")
+    stack.callback(waiting.shutdown)
     root = DriverRoot(
         settings.driver_root,
         settings.host_driver_root or settings.driver_root,
@@ -394,4 +401,4 @@ async def _open_state(settings: NodeSettings, stack: AsyncExitStack) -> _State:
         installed=installed,
         settings=settings,
     )
-    return _State(instance, ledger, files, executor)
+    return _State(instance, ledger, files, executor, Disk(waiting, _DISK_THREADS))

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from hami_dra.cdi.durable import DurableWork, Writes
+from hami_dra.cdi.durable import Disk, DurableWork, Writes
 from hami_dra.cdi.store import CdiStore
 from hami_dra.contract.errors import RetryError, UserError
 from hami_dra.contract.names import CDI_KIND_CLAIM
@@ -150,6 +150,7 @@ class Preparer:
         executor: The one thread that touches `files`.
         locks: Whose lock of the claim the caller holds.
         partitions: Makes the MIG instances of claims.
+        disk: Waits for `files`.
         step: Called after each step with its name (`PREPARE_STEPS`, `UNPREPARE_STEPS`, and
             for claims with MIG instances those of `partitions`).
     """
@@ -166,6 +167,7 @@ class Preparer:
         executor: ThreadPoolExecutor,
         locks: ClaimLocks,
         partitions: Partitions,
+        disk: Disk | None = None,
         step: Step = no_step,
     ) -> None:
         self._api = api
@@ -177,7 +179,7 @@ class Preparer:
         self._settings = settings
         self._executor = executor
         self._parts = ClaimParts(partitions, ledger, offers=offers, step=step)
-        self._durable = DurableWork(executor)
+        self._durable = DurableWork(executor, disk)
         self._reads = asyncio.Semaphore(_READS_AT_ONCE)
         self._step = step
 

@@ -45,10 +45,18 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Calls(msgspec.Struct, frozen=True, kw_only=True):
-    """How long calls took in milliseconds, by the UID of the claim, in the order of the rounds."""
+    """How long calls took in milliseconds, by the UID of the claim, in the order of the rounds.
+
+    Attributes:
+        prepare_ms: Each Prepare.
+        unprepare_ms: Each Unprepare.
+        batches_ms: By verb, from the first call to the last answer of those that began at once.
+        seconds: All of it.
+    """
 
     prepare_ms: dict[str, list[float]]
     unprepare_ms: dict[str, list[float]]
+    batches_ms: dict[str, list[float]]
     seconds: float
 
 
@@ -94,6 +102,7 @@ async def run(plan: Plan) -> Calls:
     found: dict[str, dict[str, list[float]]] = {
         verb: {claim["uid"]: [] for claim in plan.claims} for verb in ("prepare", "unprepare")
     }
+    batches: dict[str, list[float]] = {verb: [] for verb in found}
     async with grpc.aio.insecure_channel(f"unix:{info.endpoint}") as channel:
         await channel.channel_ready()
         connection = _Connection(channel)
@@ -103,9 +112,16 @@ async def run(plan: Plan) -> Calls:
             for verb in verbs:
                 for start in range(0, len(plan.claims), plan.at_once):
                     claims = plan.claims[start : start + plan.at_once]
+                    batch_began = time.perf_counter()
                     await _call_all(connection, verb, claims, found[verb])
+                    batches[verb].append((time.perf_counter() - batch_began) * 1000)
         seconds = time.perf_counter() - began
-    return Calls(prepare_ms=found["prepare"], unprepare_ms=found["unprepare"], seconds=seconds)
+    return Calls(
+        prepare_ms=found["prepare"],
+        unprepare_ms=found["unprepare"],
+        batches_ms=batches,
+        seconds=seconds,
+    )
 
 
 async def _call_all(

@@ -14,11 +14,13 @@ import msgspec
 from tests.cluster.config import ROOT
 from tests.cluster.errors import ClusterError
 from tests.cluster.nodebench.caller import Calls, Plan
+from tests.cluster.nodebench.floor import Place
 from tests.cluster.webhookbench.load import read_usage
 from tests.cluster.webhookbench.report import spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from tests.cluster.nodebench.bed import Bed
     from tests.cluster.webhookbench.report import Report
@@ -28,8 +30,10 @@ ROUNDS = 200
 """Of all claims: ten thousand prepares."""
 _PARTS = 10
 _REPEATS = 5
-_ROUNDS_OF_REPEAT = 8
+_ROUNDS_OF_REPEAT = {1: 2, CLAIMS: 8}
+"""By how many at once: one after the other takes long and says the same each time."""
 IDLE_SECONDS = 60.0
+_FLOOR = "floor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,32 +54,105 @@ class Timing:
         return self.whole_ms - self.read_ms
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Rounds of calls.
+
+    Attributes:
+        prepared: Every Prepare.
+        unprepared: Every Unprepare.
+        prepare_ms: From the first call to the last answer of those that began at once.
+        unprepare_ms: The same.
+    """
+
+    prepared: list[Timing]
+    unprepared: list[Timing]
+    prepare_ms: list[float]
+    unprepare_ms: list[float]
+
+
 def measure(bed: Bed, claims: Sequence[dict[str, str]], report: Report) -> None:
     """Measure on a node process that runs and is used for nothing else."""
     _call(bed, claims, rounds=3, at_once=CLAIMS)  # connections, caches, the first WAL
+    floor = _measure_floor(bed, claims, report)
     for at_once, said in ((1, "one at a time"), (CLAIMS, f"{CLAIMS} at once")):
+        rounds = _ROUNDS_OF_REPEAT[at_once]
         before = read_usage(bed.cluster, "node").cpu_seconds
         runs = [
-            _measure_calls(bed, claims, rounds=_ROUNDS_OF_REPEAT, at_once=at_once)
-            for _ in range(_REPEATS)
+            _measure_calls(bed, claims, rounds=rounds, at_once=at_once) for _ in range(_REPEATS)
         ]
         used = read_usage(bed.cluster, "node").cpu_seconds - before
-        each = used / (_REPEATS * _ROUNDS_OF_REPEAT * CLAIMS) * 1000
+        each = used / (_REPEATS * rounds * CLAIMS) * 1000
         report.say(f"CPU of a Prepare and an Unprepare, {said}, ms", f"{each:.1f}")
-        for verb, number in (("Prepare", 0), ("Unprepare", 1)):
-            _report_calls(report, f"{verb}, {said}", [run[number] for run in runs])
+        own = _report_calls(report, f"Prepare, {said}", [run.prepared for run in runs])
+        _report_calls(report, f"Unprepare, {said}", [run.unprepared for run in runs])
+        if at_once > 1:
+            _report_queue(report, "Prepare", at_once, [run.prepare_ms for run in runs])
+            _report_queue(report, "Unprepare", at_once, [run.unprepare_ms for run in runs])
+            title = f"Prepare, {said}: p50 besides the GET, times that floor"
+            report.say(title, f"{own / floor:.1f}")
 
 
-def _report_calls(report: Report, what: str, runs: Sequence[Sequence[Timing]]) -> None:
+def _report_calls(report: Report, what: str, runs: Sequence[Sequence[Timing]]) -> float:
+    """Report calls; return the median of what is ours."""
     reads = [median(each.read_ms for each in run) for run in runs]
     wholes = [median(each.whole_ms for each in run) for run in runs]
     report.say(f"{what}: ms with the GET, p50", spread(wholes, 1))
     if any(reads):
         report.say(f"{what}: ms of the GET, p50", spread(reads, 1))
+    middle = 0.0
     for percent, target in ((50, 5.0), (99, 15.0)):
         values = [_quantile((each.own_ms for each in run), percent) for run in runs]
         title = f"{what}: ms besides the GET, p{percent}"
         report.at_most(title, median(values), target, spread(values, 1))
+        middle = middle or median(values)
+    return middle
+
+
+def _report_queue(report: Report, verb: str, at_once: int, runs: Sequence[Sequence[float]]) -> None:
+    """Report what one call costs where many wait: all of them, divided by how many they are."""
+    each = [median(run) / at_once for run in runs]
+    report.say(
+        f"{verb}, {at_once} at once: ms of work for each, GET and client included", spread(each, 1)
+    )
+
+
+def _measure_floor(bed: Bed, claims: Sequence[dict[str, str]], report: Report) -> float:
+    """Report what a service takes that does nothing, and the bare writes; return both, p50."""
+    cluster = bed.cluster
+    kubelet = cluster.directory / _FLOOR
+    result = cluster.directory / "floor-result.json"
+    place = Place(
+        kubelet_dir=str(kubelet),
+        state_dir=str(bed.installation.state.with_name("floor-state")),
+        cdi_dir=f"{bed.cdi_directory}-floor",
+        claims=CLAIMS,
+        result=str(result),
+    )
+    path = cluster.directory / "floor.json"
+    path.write_bytes(msgspec.json.encode(place))
+    program = [sys.executable, "-m", "tests.cluster.nodebench.floor", str(path)]
+    cluster.start_process(_FLOOR, program, {"PYTHONPATH": str(ROOT)}, ready="started")
+    try:
+        _call(bed, claims, rounds=2, at_once=CLAIMS, kubelet=kubelet)
+        runs = [
+            _call(bed, claims, rounds=_ROUNDS_OF_REPEAT[CLAIMS], at_once=CLAIMS, kubelet=kubelet)
+            for _ in range(_REPEATS)
+        ]
+    finally:
+        cluster.stop_process(_FLOOR)
+    calls = [[ms for each in run.prepare_ms.values() for ms in each] for run in runs]
+    middles = [median(each) for each in calls]
+    title = f"floor: a service that does nothing, {CLAIMS} at once, ms, p50"
+    report.say(title, spread(middles, 1))
+    lasts = [_quantile(each, 99) for each in calls]
+    report.say(title.replace("p50", "p99"), spread(lasts, 1))
+    disk = msgspec.json.decode(result.read_bytes(), type=list[float])
+    report.say(f"floor: the bare writes of {CLAIMS} claims, ms", spread(disk, 1))
+    # Half of the calls have their answer when half of the writes are done.
+    floor = median(middles) + median(disk) / 2
+    report.say("floor: p50 of both together, ms", f"{floor:.1f}")
+    return floor
 
 
 def measure_memory(bed: Bed, claims: Sequence[dict[str, str]], report: Report) -> None:
@@ -109,9 +186,7 @@ def measure_idle(bed: Bed, claims: Sequence[dict[str, str]], report: Report) -> 
     report.at_most(title, percent, 0.5, f"{percent:.2f} (in steps of {step:.2f})")
 
 
-def _measure_calls(
-    bed: Bed, claims: Sequence[dict[str, str]], *, rounds: int, at_once: int
-) -> tuple[list[Timing], list[Timing]]:
+def _measure_calls(bed: Bed, claims: Sequence[dict[str, str]], *, rounds: int, at_once: int) -> Run:
     before = len(bed.cluster.logs("node"))
     calls = _call(bed, claims, rounds=rounds, at_once=at_once)
     reads: dict[str, list[float]] = {}
@@ -124,7 +199,8 @@ def _measure_calls(
         for whole, read in zip(wholes, reads[uid], strict=True)
     ]
     unprepared = [Timing(whole, 0.0) for wholes in calls.unprepare_ms.values() for whole in wholes]
-    return prepared, unprepared
+    batches = calls.batches_ms
+    return Run(prepared, unprepared, batches["prepare"], batches["unprepare"])
 
 
 def _call(
@@ -134,10 +210,11 @@ def _call(
     rounds: int,
     at_once: int,
     keep: bool = False,
+    kubelet: Path | None = None,
 ) -> Calls:
     cluster = bed.cluster
     plan = Plan(
-        kubelet_dir=str(cluster.kubelet_directory),
+        kubelet_dir=str(kubelet or cluster.kubelet_directory),
         claims=list(claims),
         rounds=rounds,
         at_once=at_once,

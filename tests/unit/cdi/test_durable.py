@@ -6,10 +6,12 @@ import os
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hami_dra.cdi.durable import DurableWork, Job, Writes, do_together, write_durably, write_whole
+from hami_dra.cdi.durable import Disk, DurableWork, Job, Writes, write_durably, write_whole
+from hami_dra.cdi.durable import do_together as do_on_disk
 from hami_dra.testing.crashpoints import Point, watch_points
 
 
@@ -25,6 +27,17 @@ def points(tmp_path: Path) -> Iterator[list[str]]:
         yield found
 
 
+@pytest.fixture(params=[0, 3], ids=["in turn", "in threads"])
+def disk(request: pytest.FixtureRequest) -> Iterator[Disk]:
+    """One that waits in either way."""
+    with ThreadPoolExecutor() as threads:
+        yield Disk(threads, request.param) if request.param else Disk()
+
+
+def do_together(jobs: list[Job[Any]], disk: Disk | None = None) -> list[Any]:
+    return do_on_disk(jobs, disk or Disk())
+
+
 def replacing(*paths: Path, content: bytes = b"new") -> Job[str]:
     """Return a job that replaces files, one after the other, each durable before the next."""
 
@@ -38,13 +51,18 @@ def replacing(*paths: Path, content: bytes = b"new") -> Job[str]:
 
 
 def test_all_are_written_before_one_is_waited_for_and_a_directory_is_waited_for_once(
-    tmp_path: Path, points: list[str]
+    tmp_path: Path, points: list[str], disk: Disk
 ) -> None:
-    assert do_together([replacing(tmp_path / name) for name in "ab"]) == ["a", "b"]
+    names = "abcde"
+    assert do_together([replacing(tmp_path / name) for name in names], disk) == list(names)
 
-    written = [f"{verb} .{name}.tmp" for name in "ab" for verb in ("open", "chmod", "write")]
-    named = [step for name in "ab" for step in (f"fsync .{name}.tmp", f"rename {name}")]
-    assert points == [*written, *named, f"fsync {tmp_path.name}"]
+    written = [f"{verb} .{name}.tmp" for name in names for verb in ("open", "chmod", "write")]
+    waited = sorted(f"fsync .{name}.tmp" for name in names)
+    named = [f"rename {name}" for name in names]
+    first = len(written)
+    assert points[:first] == written
+    assert sorted(points[first : first + len(names)]) == waited
+    assert points[first + len(names) :] == [*named, f"fsync {tmp_path.name}"]
 
 
 def test_nobody_goes_on_before_the_disk_has_what_he_waits_for(
@@ -69,7 +87,7 @@ def test_what_goes_wrong_with_one_job_is_no_other_jobs_concern(tmp_path: Path) -
 
 
 def test_an_error_of_the_disk_is_told_to_who_waits_for_that_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: Disk
 ) -> None:
     real = os.fsync
 
@@ -88,12 +106,14 @@ def test_an_error_of_the_disk_is_told_to_who_waits_for_that_file(
 
     monkeypatch.setattr(os, "fsync", fail_once)
 
-    assert do_together([patient, replacing(tmp_path / "a")]) == ["told: disk on fire", "a"]
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    names = "abcd"
+    jobs: list[Job[Any]] = [replacing(tmp_path / name) for name in names]
+    assert do_together([patient, *jobs], disk) == ["told: disk on fire", *names]
+    assert sorted(path.name for path in tmp_path.iterdir()) == list(names)
 
 
 def test_an_error_of_a_directory_is_told_to_all_who_share_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: Disk
 ) -> None:
     real, shared = os.fsync, tmp_path / "shared"
     shared.mkdir()
@@ -105,7 +125,7 @@ def test_an_error_of_a_directory_is_told_to_all_who_share_it(
 
     monkeypatch.setattr(os, "fsync", fail)
     outcomes = do_together(
-        [replacing(shared / "a"), replacing(shared / "b"), replacing(tmp_path / "c")]
+        [replacing(shared / "a"), replacing(shared / "b"), replacing(tmp_path / "c")], disk
     )
 
     assert [getattr(each, "errno", each) for each in outcomes] == [errno.EIO, errno.EIO, "c"]

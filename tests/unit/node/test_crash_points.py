@@ -59,8 +59,10 @@ PREPARE = [
     # Both are written before either is waited for; they get their names in this order.
     *replace("cdi", "metadata-UID.json", WHOLE[:-1]),
     *replace("cdi", "claim-UID.json", WHOLE[:-1]),
-    *replace("cdi", "metadata-UID.json", DURABLE[3:5]),
-    *replace("cdi", "claim-UID.json", DURABLE[3:]),
+    *replace("cdi", "metadata-UID.json", DURABLE[3:4]),
+    *replace("cdi", "claim-UID.json", DURABLE[3:4]),
+    *replace("cdi", "metadata-UID.json", DURABLE[4:5]),
+    *replace("cdi", "claim-UID.json", DURABLE[4:]),
     "sql BEGIN IMMEDIATE",
     "sql UPDATE claims",
     "sql COMMIT",
