@@ -38,6 +38,8 @@ _AT_ONCE: Final = 4
 _BACKOFF_SECONDS: Final = (1.0, 60.0)
 _SETTLE_SECONDS: Final = 0.5
 """After Prepare: kubelet's calls come in bursts, and none of them should wait for us."""
+_LOOKS: Final = 4
+"""Every so many a claim is gone through although nothing about it is new: cards change as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +54,23 @@ class WatchStatistics:
 
 @dataclass(slots=True)
 class _Followed:
-    """One claim: when to look again, and what was seen."""
+    """One claim: when to look again, and what was seen.
+
+    Attributes:
+        due: When to look again.
+        failures: Since it was last seen.
+        version: The newest that was seen.
+        done: The version at which nothing was left to do; -1 if there may be something.
+        looks: How often it was looked at since.
+        fresh: Whether it was not gone through in the life of this process.
+        held: What the audit has to know of it.
+    """
 
     due: float
     failures: int = 0
     version: int = 0
+    done: int = -1
+    looks: int = 0
     fresh: bool = True
     held: HeldClaim | None = None
 
@@ -104,7 +118,7 @@ class ClaimWatch:
         """Look at a claim soon: it was prepared."""
         due = self._clock.monotonic() + _SETTLE_SECONDS
         followed = self._followed.setdefault(uid, _Followed(due=due))
-        followed.due, followed.failures = due, 0
+        followed.due, followed.failures, followed.done = due, 0, -1
         self._wake.set()
 
     def forget(self, uid: str) -> None:
@@ -120,7 +134,7 @@ class ClaimWatch:
         if self._lost != frozenset(uuids):
             self._lost = frozenset(uuids)
             for followed in self._followed.values():
-                followed.due = self._clock.monotonic()
+                followed.due, followed.done = self._clock.monotonic(), -1
             self._wake.set()
 
     def held(self) -> list[HeldClaim]:
@@ -205,10 +219,13 @@ class ClaimWatch:
         followed.due = self._clock.monotonic() + delay
 
     async def _follow(self, uid: str, followed: _Followed) -> None:
-        record = await self._ledger.find(uid)
-        if record is None or not record.ready:
-            return
-        binding = record.binding
+        if followed.held is not None:
+            binding = followed.held.binding
+        else:
+            record = await self._ledger.find(uid)
+            if record is None or not record.ready:
+                return
+            binding = record.binding
         try:
             claim = await self._api.get(
                 CLAIMS, binding.name, namespace=binding.namespace, cached=True
@@ -220,6 +237,10 @@ class ClaimWatch:
             # Another claim of the name, or an API server that is behind: never go back in time.
             return
         followed.version = version
+        followed.looks += 1
+        if 0 < version == followed.done and followed.looks < _LOOKS:
+            return
+        followed.looks, followed.done = 0, -1
         settled = await self._settle(claim, uid, fresh=followed.fresh)
         if settled is None:
             return
@@ -227,7 +248,8 @@ class ClaimWatch:
         followed.held = HeldClaim(
             binding=settled.binding, pods=read_pods(claim), changed=read_wish(claim) is not None
         )
-        await self._write(claim, settled, followed)
+        if await self._write(claim, settled, followed) and self._followed.get(uid) is followed:
+            followed.done = version
 
     async def _settle(self, claim: Mapping[str, Any], uid: str, *, fresh: bool) -> Settled | None:
         """Put the limits that the claim asks for into force; return what holds now."""
@@ -258,14 +280,15 @@ class ClaimWatch:
                 await self._preparer.refresh_metadata(binding)
             return Settled(binding, settled.refused)
 
-    async def _write(self, claim: Mapping[str, Any], settled: Settled, followed: _Followed) -> None:
+    async def _write(self, claim: Mapping[str, Any], settled: Settled, followed: _Followed) -> bool:
+        """Bring the status up to date; return whether it was."""
         binding = settled.binding
         stored = own_entries((claim.get("status") or {}).get("devices") or (), binding)
         now = dt.datetime.fromtimestamp(self._clock.wall(), tz=dt.UTC)
         situation = Situation(settled, limits=read_wish(claim), lost=self._lost)
         wanted = describe_devices(situation, stored, stamp=now.strftime("%Y-%m-%dT%H:%M:%SZ"))
         if not self._storable or is_current(stored, wanted):
-            return
+            return True
         body = {
             "apiVersion": CLAIMS.api_version,
             "kind": CLAIMS.kind,
@@ -287,7 +310,7 @@ class ClaimWatch:
                 force=True,
             )
         except NotFoundError:
-            return
+            return False
         self._writes += 1
         followed.version = max(followed.version, _read_version(answer))
         if not own_entries((answer.get("status") or {}).get("devices") or (), binding):
@@ -297,6 +320,7 @@ class ClaimWatch:
                 reason="the API server does not store status.devices: the feature gate "
                 "DRAResourceClaimDeviceStatus is off",
             )
+        return False
 
 
 class FollowedClaims:

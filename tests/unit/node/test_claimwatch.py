@@ -408,3 +408,34 @@ async def test_it_runs_until_it_is_cancelled_and_survives_a_server_that_is_away(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+async def test_a_claim_that_nothing_happened_to_is_read_and_no_more(
+    tmp_path: Path, cluster: FakeCluster, ref: ClaimRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone_through: list[bool] = []
+    async with watching(tmp_path, cluster) as watched:
+        await watched.handler.prepare(ref)
+        bind = watched.rig.preparer.bind
+
+        def count(*arguments: Any) -> Any:
+            gone_through.append(True)
+            return bind(*arguments)
+
+        monkeypatch.setattr(watched.rig.preparer, "bind", count)
+
+        async def look() -> int:
+            gone_through.clear()
+            cluster.requests.clear()
+            await watched.look()
+            assert sum(method == "GET" for method, _ in cluster.requests) == 1
+            return len(gone_through)
+
+        # The status is written; what was written is seen; then there is nothing new.
+        assert [await look() for _ in range(4)] == [1, 1, 0, 0]
+        # Once a minute all the same, because cards change without a claim changing.
+        assert [await look() for _ in range(3)] == [0, 1, 0]
+        watched.watch.set_lost({make_gpu(0).uuid})
+        assert [await look() for _ in range(3)] == [1, 1, 0]
+        await watched.ask('{"gpu": {"memory": "1Gi"}}')
+        assert await look() == 1
