@@ -1,4 +1,4 @@
-"""The real process is killed while it divides a card by NVML; no instance is left without owner."""
+"""The real process divides a card by NVML: killed meanwhile, and with another one beside it."""
 
 import asyncio
 import json
@@ -75,7 +75,7 @@ async def ask_driver(place: Place, *arguments: str) -> list[tuple[int, int]]:
     return [(start, size) for start, size in json.loads(text)]
 
 
-def make_claim(profile: str, start: int) -> dict[str, Any]:
+def make_claim(profile: str, start: int, name: str = "job") -> dict[str, Any]:
     result = {
         "request": "gpu",
         "driver": DRIVER_NAME,
@@ -83,7 +83,7 @@ def make_claim(profile: str, start: int) -> dict[str, Any]:
         "device": name_placement(CARD.uuid, profile, start),
     }
     return {
-        "metadata": {"namespace": "team", "name": "job", "uid": CLAIM.uid},
+        "metadata": {"namespace": "team", "name": name, "uid": f"uid-{name}"},
         "status": {"allocation": {"devices": {"results": [result]}}},
     }
 
@@ -128,4 +128,51 @@ async def test_a_process_killed_between_two_changes_of_a_card_leaves_one_owner(
             assert await kubelet.unprepare(info.endpoint, CLAIM) == {CLAIM.uid: ""}
         assert await ask_driver(place) == [(0, 4)]
         await place.stop(again)
+        assert await place.leftovers() == []
+
+
+def count_placements(cluster: FakeCluster) -> int:
+    devices = [d for item in cluster.objects(SLICES) for d in item["spec"].get("devices") or ()]
+    return sum(bool(device.get("consumesCounters")) for device in devices)
+
+
+@pytest.mark.timeout(400)
+async def test_two_processes_divide_one_card_and_neither_takes_the_others_parts_for_foreign(
+    base: Path, cluster: FakeCluster
+) -> None:
+    old_uid, new_uid = (f"{number:08x}-0000-4000-8000-000000000000" for number in (1, 2))
+    look_often = (*DIVIDE, "--rediscover-seconds", "1")
+    by_old, by_new = FakeClaim("uid-a", "a", "team"), FakeClaim("uid-b", "b", "team")
+    await cluster.put(CLAIMS, make_claim("2g.10gb", 4, "a"))
+    await cluster.put(CLAIMS, make_claim("1g.5gb", 6, "b"))
+    async with Place.make(base, cluster) as place:
+        kubelet = FakeKubelet(place.kubelet_dir)
+        old = await place.start(pod_uid=old_uid, options=look_often)
+        first = await kubelet.register(DRIVER_NAME, timeout_seconds=120)
+        await cluster.wait_for(lambda: is_divided(cluster))
+        every = count_placements(cluster)
+        assert (await kubelet.prepare(first.endpoint, by_old))[by_old.uid].error == ""
+
+        new = await place.start(pod_uid=new_uid, options=look_often)
+        second = await kubelet.register(DRIVER_NAME, beside={first.endpoint}, timeout_seconds=120)
+        for info in (first, second, first):
+            answers = await kubelet.prepare(info.endpoint, by_old, by_new)
+            assert [answer.error for answer in answers.values()] == ["", ""]
+        assert await ask_driver(place) == [(4, 2), (6, 1)]
+        assert await kubelet.unprepare(second.endpoint, by_old) == {by_old.uid: ""}
+        assert await ask_driver(place) == [(6, 1)]
+        await place.stop(old)
+        await cluster.wait_for(lambda: count_placements(cluster) == every)
+
+        assert await ask_driver(place, "others") == [(0, 4), (6, 1)]
+        # What exists there was made by nobody of ours: its places are withdrawn, ours stay.
+        await cluster.wait_for(lambda: count_placements(cluster) < every)
+        assert name_placement(CARD.uuid, "1g.5gb", 6) in {
+            device["name"]
+            for item in cluster.objects(SLICES)
+            for device in item["spec"].get("devices") or ()
+        }
+        assert await kubelet.unprepare(second.endpoint, by_new) == {by_new.uid: ""}
+        assert await ask_driver(place) == [(0, 4)]
+        await place.stop(new)
         assert await place.leftovers() == []
