@@ -37,6 +37,18 @@ class DeviceFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cel: tuple[str, ...] = ()
 
 
+class ProfileList(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Profiles into which cards of some models may be divided.
+
+    Attributes:
+        models: Texts of which a card's name has one, exact.
+        profiles: As NVML names them, such as "1g.5gb".
+    """
+
+    models: tuple[str, ...]
+    profiles: tuple[str, ...]
+
+
 class CardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How cards are offered; what is ``None`` is said elsewhere, or left at its default.
 
@@ -47,6 +59,7 @@ class CardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         core_scaling: Published cores, as a multiple of 100.
         preconfigured_memory_mib: Memory of cards of which the driver does not say it.
         filter_devices: Cards that are not published.
+        mig_profiles: Into what cards may be divided; a card that no entry names, into nothing.
     """
 
     operating_mode: OperatingMode | None = msgspec.field(name="operatingmode", default=None)
@@ -57,6 +70,9 @@ class CardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         name="preconfigureddevicememory", default=None
     )
     filter_devices: DeviceFilter | None = msgspec.field(name="filterdevices", default=None)
+    mig_profiles: tuple[ProfileList, ...] | None = msgspec.field(
+        name="migprofileallowlist", default=None
+    )
 
 
 class NodeEntry(CardConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -129,6 +145,11 @@ def _fold_cards(value: Any, field: str) -> Any:
     folded = _fold(value, field)
     if isinstance(folded, dict) and "filterdevices" in folded:
         folded["filterdevices"] = _fold(folded["filterdevices"], f"{field}.filterdevices")
+    if isinstance(folded, dict) and isinstance(lists := folded.get("migprofileallowlist"), list):
+        where = f"{field}.migprofileallowlist"
+        folded["migprofileallowlist"] = [
+            _fold(each, f"{where}[{index}]") for index, each in enumerate(lists)
+        ]
     return folded
 
 
@@ -168,3 +189,9 @@ def _check_cards(cards: CardConfig, field: str) -> None:
             f"has {len(chosen.cel)} expressions; {_MOST_EXPRESSIONS} are allowed",
             field=f"{field}.filterdevices.cel",
         )
+    for index, each in enumerate(cards.mig_profiles or ()):
+        if not (each.models and each.profiles and all((*each.models, *each.profiles))):
+            raise UserError(
+                "has an empty list or an empty name; name models and their profiles",
+                field=f"{field}.migprofileallowlist[{index}]",
+            )

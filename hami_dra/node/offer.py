@@ -112,7 +112,8 @@ class Offer:
         taints = {gpu.uuid: self._mark(gpu) for gpu in self._cards}
         devices = describe_offers(self._offers, taints)
         divided = [gpu for gpu in self._cards if is_divided(gpu) and self._is_wanted(gpu)]
-        for part in list_mig_devices(divided, self.dynamic(), self._is_foreign):
+        allows = self._rules.allows_profile
+        for part in list_mig_devices(divided, self.dynamic(), self._is_foreign, allows):
             device = describe_mig_device(part)
             if marks := taints[part.card.uuid]:
                 device["taints"] = describe_taints(marks)

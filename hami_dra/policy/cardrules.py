@@ -6,7 +6,13 @@ from fractions import Fraction
 from typing import Final
 
 from hami_dra.contract.names import DRIVER_NAME
-from hami_dra.contract.nodeconfig import CardConfig, DeviceFilter, NodeConfig, OperatingMode
+from hami_dra.contract.nodeconfig import (
+    CardConfig,
+    DeviceFilter,
+    NodeConfig,
+    OperatingMode,
+    ProfileList,
+)
 from hami_dra.policy.devices import (
     CORES_PER_CARD,
     CardCapacity,
@@ -29,6 +35,7 @@ class CardRules:
         core_scaling: Published cores, as a multiple of 100.
         preconfigured_memory_mib: Memory of cards of which the driver does not say it; 0: unknown.
         filter_devices: Cards that are not published.
+        mig_profiles: Into what cards are divided; ``None``: all that they can be.
     """
 
     operating_mode: OperatingMode = "hami-core"
@@ -37,6 +44,16 @@ class CardRules:
     core_scaling: Fraction = _ONE
     preconfigured_memory_mib: int = 0
     filter_devices: DeviceFilter = field(default_factory=DeviceFilter)
+    mig_profiles: tuple[ProfileList, ...] | None = None
+
+    def allows_profile(self, gpu: GpuFacts, name: str) -> bool:
+        """Whether a card may be divided into parts of a profile."""
+        if self.mig_profiles is None:
+            return True
+        return any(
+            name in each.profiles and any(model in gpu.product_name for model in each.models)
+            for each in self.mig_profiles
+        )
 
 
 def resolve_rules(config: NodeConfig, *, node_name: str, split_count: int) -> CardRules:

@@ -10,7 +10,7 @@ slice has at most 8, of counters a set at most 32, and they are in slices withou
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -41,6 +41,13 @@ ALL_CARDS: Final = "all"
 
 IsForeign = Callable[[GpuFacts, Instance], bool]
 """Whether an instance was made by somebody else than this program."""
+Allows = Callable[[GpuFacts, str], bool]
+"""Whether a card may be divided into parts of a profile, by its name."""
+
+
+def allow_all(_gpu: GpuFacts, _profile: str) -> bool:
+    """Divide cards into whatever they can be."""
+    return True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +93,10 @@ def is_dynamic(gpu: GpuFacts, chosen: Collection[str]) -> bool:
 
 
 def list_mig_devices(
-    gpus: Iterable[GpuFacts], chosen: Collection[str], is_foreign: IsForeign
+    gpus: Iterable[GpuFacts],
+    chosen: Collection[str],
+    is_foreign: IsForeign,
+    allows: Allows = allow_all,
 ) -> list[MigDevice]:
     """Return the devices of divided cards, in a stable order: by PCI address, smallest first.
 
@@ -94,6 +104,7 @@ def list_mig_devices(
         gpus: The node's cards, divided or not.
         chosen: Cards that this program divides (`is_dynamic`).
         is_foreign: Tells instances of others from our own.
+        allows: What there may be placements of.
     """
     devices: list[MigDevice] = []
     for gpu in sorted(gpus, key=lambda gpu: (gpu.pci_bus_id, gpu.uuid)):
@@ -101,7 +112,8 @@ def list_mig_devices(
             continue
         foreign = [item for item in gpu.mig.instances if is_foreign(gpu, item)]
         if is_dynamic(gpu, chosen):
-            devices += _list_placements(gpu, gpu.mig, foreign)
+            profiles = [each for each in gpu.mig.profiles if allows(gpu, each.name)]
+            devices += _list_placements(gpu, gpu.mig, profiles, foreign)
         else:
             devices += _list_parts(gpu, gpu.mig, foreign)
     return devices
@@ -175,10 +187,10 @@ def name_placement(uuid: str, profile: str, start: int) -> str:
 
 
 def _list_placements(
-    gpu: GpuFacts, facts: MigFacts, foreign: Collection[Instance]
+    gpu: GpuFacts, facts: MigFacts, profiles: Sequence[Profile], foreign: Collection[Instance]
 ) -> Iterator[MigDevice]:
-    for profile in facts.profiles:
-        for start in order_starts(profile, facts.profiles):
+    for profile in profiles:
+        for start in order_starts(profile, profiles):
             if any(overlap(start, profile.size, item.start, item.size) for item in foreign):
                 continue
             yield MigDevice(

@@ -8,7 +8,12 @@ import yaml
 
 from hami_dra.contract.errors import UserError
 from hami_dra.contract.healthconfig import HealthConfig
-from hami_dra.contract.nodeconfig import DEFAULT_NODE_CONFIG, DeviceFilter, decode_node_config
+from hami_dra.contract.nodeconfig import (
+    DEFAULT_NODE_CONFIG,
+    DeviceFilter,
+    ProfileList,
+    decode_node_config,
+)
 
 HAMI = """
 {"nodeconfig": [{
@@ -37,6 +42,17 @@ def test_hamis_device_configuration_has_other_capitals_and_means_the_same() -> N
     assert (config.nvidia.split_count, config.nvidia.memory_scaling) == (4, 1.5)
     assert config.nvidia.preconfigured_memory_mib == 8
     assert config.nodeconfig[0].filter_devices == DeviceFilter(uuid=("GPU-a",), cel=("true",))
+
+
+def test_hamis_list_of_profiles_is_understood_as_it_is() -> None:
+    text = """
+    nvidia:
+      migProfileAllowlist:
+      - models: [A30]
+        profiles: [1g.6gb, 2g.12gb, 4g.24gb]
+    """
+    (only,) = decode_node_config(yaml.safe_load(text)).nvidia.mig_profiles or ()
+    assert only == ProfileList(models=("A30",), profiles=("1g.6gb", "2g.12gb", "4g.24gb"))
 
 
 def test_an_empty_file_says_nothing() -> None:
@@ -72,6 +88,11 @@ def test_the_health_of_cards_is_configured_in_camel_case() -> None:
         ({"nvidia": {"devicememoryscaling": float("nan")}}, "devicememoryscaling: is nan"),
         ({"nvidia": {"devicecorescaling": float("inf")}}, "devicecorescaling: is inf"),
         ({"nvidia": {"preconfigureddevicememory": -1}}, "preconfigureddevicememory: is -1"),
+        ({"nvidia": {"migProfileAllowlist": [{"models": ["A30"]}]}}, "field `profiles`"),
+        (
+            {"nvidia": {"migProfileAllowlist": [{"models": [""], "profiles": ["1g.6gb"]}]}},
+            r"nvidia\.migprofileallowlist\[0\]: has an empty",
+        ),
         ({"nvidia": {"filterdevices": {"index": [-1]}}}, "nvidia.filterdevices.index: counts"),
         ({"nvidia": {"filterdevices": {"uuid": [""]}}}, "filterdevices.uuid: has an empty"),
         ({"nvidia": {"filterdevices": {"cel": ["true"] * 33}}}, "33 expressions"),

@@ -1,6 +1,7 @@
 """Cards that get lost, are cordoned, and come back: what the node offers then."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from hami_dra.contract.errors import FatalError
 from hami_dra.contract.healthconfig import HealthConfig
 from hami_dra.contract.names import ANNOTATION_DEVICE_CORDON, TAINT_DIVIDING, TAINT_LOST
-from hami_dra.contract.nodeconfig import DeviceFilter
+from hami_dra.contract.nodeconfig import DeviceFilter, ProfileList
 from hami_dra.gpu.source import Discovery, SkippedGpu
 from hami_dra.kube.objects import NODES
 from hami_dra.kubeletplugin.slices import Pool, plan_slices
@@ -18,12 +19,14 @@ from hami_dra.node.offer import Offer
 from hami_dra.policy.cardrules import CardRules
 from hami_dra.policy.devices import GpuFacts, describe_devices, name_device
 from hami_dra.policy.health import CardVitals, find_lost
+from hami_dra.policy.mig import Instance, Part
 from hami_dra.policy.taints import CORDONED, read_cordon
 from hami_dra.testing.fakecluster import FakeCluster
 from hami_dra.testing.fakegpus import FakeGpus, make_gpu
 from hami_dra.testing.fakemig import divide
 
 FIRST, SECOND = make_gpu(0), make_gpu(1)
+OTHERS_PART = Part(number=0, uuid="MIG-others", slices=3, multiprocessors=42)
 Told = list[tuple[list[str], list[str]]]
 
 
@@ -269,6 +272,22 @@ def test_filters_keep_the_parts_of_a_card_out_as_well() -> None:
     hidden = DeviceFilter(uuid=(FIRST.uuid,))
     for dynamic in ((), ("all",)):
         assert offered(divide(FIRST), dynamic=dynamic, filter_devices=hidden) == ([], [])
+
+
+def test_cards_are_divided_into_the_profiles_that_are_allowed_for_their_model() -> None:
+    def lists(model: str) -> tuple[ProfileList, ...]:
+        small = ProfileList(models=(model, "A30"), profiles=("1g.5gb", "9g.90gb"))
+        return (small, ProfileList(models=("A100",), profiles=("7g.40gb",)))
+
+    gpu = replace(FIRST, product_name="NVIDIA A100-SXM4-40GB")
+    for model, count in (("SXM4", 8), ("H100", 1)):
+        devices, counters = offered(divide(gpu), dynamic=("all",), mig_profiles=lists(model))
+        assert len(devices) == count
+        assert len(counters) == 1
+    assert offered(divide(gpu), dynamic=("all",), mig_profiles=())[0] == []
+    made = Instance(number=1, profile=9, start=0, size=4, parts=(OTHERS_PART,))
+    devices, _ = offered(divide(gpu, made), mig_profiles=())
+    assert [device["attributes"]["profile"]["string"] for device in devices] == ["3g.20gb"]
 
 
 def test_parts_carry_the_marks_of_their_card() -> None:
