@@ -34,6 +34,8 @@ from hami_dra.contract.region import (
 
 _LONGEST_BYTES: Final = FILE_SIZE + 1
 """Enough to see that a file is too long; a tenant may make it as large as it likes."""
+_MOST_BYTES: Final = 1 << 62
+"""More than any card has; the driver's count may be nonsense, and the sum of it must fit."""
 _FUTEX_NUMBERS: Final = {"x86_64": 202, "aarch64": 98}
 _FUTEX_WAKE: Final = 1
 _EVERYBODY: Final = 2**31 - 1
@@ -87,7 +89,7 @@ class RegionFile:
         Raises:
             OSError: It cannot be written.
         """
-        self._write(_device_offset(index, "overhead_bytes"), value, 8)
+        self._write(_device_offset(index, "overhead_bytes"), min(value, _MOST_BYTES), 8)
 
     def write_trim(self, index: int, permille: int) -> None:
         """Say by how much charges on a device are to be corrected.

@@ -77,6 +77,14 @@ def test_the_nodes_words_are_read_back_where_they_belong(directory: Path) -> Non
     assert sum(a != b for a, b in zip(untouched, read_all(directory), strict=True)) <= 8
 
 
+def test_a_count_of_the_driver_that_is_nonsense_is_only_too_much(directory: Path) -> None:
+    opened = open_region(directory, write=True)
+    assert opened is not None
+    with opened:
+        opened.write_overhead(0, 5 << 64)
+        assert opened.read().devices[0].overhead_bytes == 1 << 62
+
+
 def read_all(directory: Path) -> bytes:
     return (directory / "region").read_bytes()
 
