@@ -101,6 +101,7 @@ class _Memory:
     meter: OverheadMeter = field(default_factory=OverheadMeter)
     arbiter: Arbiter = field(default_factory=Arbiter)
     busy_seconds: dict[ShareName, float] = field(default_factory=dict)
+    overheads: Mapping[ShareName, int] = field(default_factory=dict)
     marks: dict[GrantName, tuple[tuple[bool, ...], float]] = field(default_factory=dict)
     read: float | None = None
 
@@ -191,7 +192,7 @@ class Arbitration:
             earlier = memory.owners.find(shares, uses, before)
             charged = {(item.use.uuid, item.use.pid): item.charged_bytes for item in earlier}
             taken = {name: device.used_bytes for name, device in devices.items()}
-            told.overheads = memory.meter.measure(owned, charged, taken)
+            told.overheads = memory.overheads = memory.meter.measure(owned, charged, taken)
             told.trims = memory.arbiter.trim(shares, owned, devices, alone=standing.alone, now=now)
             self._add_busy(owned, now)
         memory.arbiter.remember(devices)
@@ -213,7 +214,7 @@ class Arbitration:
             yield ShareFigures(
                 share=share,
                 device=told.devices.get(share.name),
-                overhead_bytes=(told.overheads or {}).get(share.name, 0),
+                overhead_bytes=self._memory.overheads.get(share.name, 0),
                 used_bytes=used.get(share.name, 0),
                 busy_seconds=self._memory.busy_seconds.get(share.name, 0.0),
                 alone=share.name in told.standing.alone,

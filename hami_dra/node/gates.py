@@ -73,6 +73,7 @@ class Gates:
         self._contests: tuple[Contest, ...] = ()
         self._wake = asyncio.Event()
         self._reopen = False
+        self._held: frozenset[ShareName] = frozenset()
         # From here on, the executor's thread alone.
         self._files: dict[Path, RegionFile] = {}
         self._busy_ns: dict[ShareName, int] = {}
@@ -89,7 +90,7 @@ class Gates:
 
     def held(self) -> frozenset[ShareName]:
         """Return the shares that a gate holds now."""
-        return frozenset(self._closed)
+        return self._held
 
     async def run(self) -> None:
         """Go on until cancelled; then open all gates."""
@@ -130,6 +131,7 @@ class Gates:
             if name not in closing:
                 self._write(place, 0)
                 del self._closed[name]
+        self._held = frozenset(self._closed)
         if not contests:
             self._close_files()
 

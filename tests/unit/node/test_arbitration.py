@@ -174,7 +174,9 @@ async def test_a_driver_that_does_not_answer_changes_no_memory_and_lifts_no_limi
     await node.look()
 
     assert (node.card("a").overhead_bytes, node.alone("a", "b")) == (300 * MIB, [False, False])
-    assert node.arbitration.statistics().failures == 1
+    statistics = node.arbitration.statistics()
+    assert statistics.failures == 1
+    assert [figures.overhead_bytes >> 20 for figures in statistics.shares] == [300, 0]
 
 
 async def test_who_is_alone_is_told_in_the_grant_and_stays_told(node: Node) -> None:
