@@ -1,5 +1,6 @@
 """What the node tells programs, between a driver that says what it is told and real files."""
 
+import asyncio
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -411,3 +412,20 @@ async def test_a_grant_that_cannot_be_written_is_said_once(
     monkeypatch.undo()
     await node.look()
     assert node.alone("a") == [True]
+
+
+async def test_a_node_that_stops_opens_its_gates(node: Node) -> None:
+    node.add("high", priority=0, cores_percent=0)
+    node.add("low")
+    node.driver.processes = {107: ("high", 1, 50)}
+    moved = asyncio.create_task(node.gates.run())
+    await node.look()
+    async with asyncio.timeout(10):
+        while not node.gates.held():  # noqa: ASYNC110 - another thread's doing
+            await asyncio.sleep(0.005)
+    assert node.card("low").gate != 0
+    moved.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await moved
+
+    assert node.card("low").gate == 0
