@@ -21,7 +21,7 @@ export HAMI_DRA_BUILD_DIR := $(CURDIR)/$(NATIVE)
 
 .PHONY: demo test preflight native tools lint unit contract oracle native-test cluster-test test-chaos \
         test-matrix test-nightly sanitize bench bench-webhook bench-libvgpu bench-compute bench-node \
-        lock proto clean help
+        gpu-test gpu-bench lock proto clean help
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -120,6 +120,12 @@ bench-compute: $(VENV) native ## The compute limit: the whole grid in virtual ti
 
 bench-node: $(VENV) native tools ## Speed and memory of the node process, beside their targets
 	@python -m tests.cluster.nodebench
+
+gpu-test: $(VENV) native ## Memory limits on a card, into docs/measurements.md; says what is missing
+	@python -m tests.gpu test
+
+gpu-bench: $(VENV) native ## The compute limit on a card, into docs/measurements.md; LIBVGPU_OTHER=library beside it
+	@LIBVGPU_OTHER=$(LIBVGPU_OTHER) python -m tests.gpu bench
 
 lock: ## Resolve the requirement files anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
