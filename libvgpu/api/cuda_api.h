@@ -71,6 +71,19 @@ typedef struct {
 	int flags;
 } CUmemAccessDesc;
 
+typedef struct {
+	char reserved[64];
+} CUipcMemHandle, CUipcEventHandle;
+typedef struct {
+	unsigned char reserved[64];
+} CUmemPoolPtrExportData;
+typedef struct {
+	unsigned int numDevices;
+	size_t size;
+	unsigned long long handleTypes;
+	unsigned long long flags;
+} CUmulticastObjectProp;
+
 typedef struct CUgraph_st *CUgraph;
 typedef struct CUgraphNode_st *CUgraphNode;
 typedef struct CUgraphExec_st *CUgraphExec;
@@ -205,6 +218,10 @@ typedef struct {
 #define CU_MEM_ATTACH_HOST 2u
 
 #define CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR 1
+#define CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS 1u
+#define CU_EVENT_DISABLE_TIMING 2u
+#define CU_EVENT_INTERPROCESS 4u
+#define CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL 9
 #define CU_EXTERNAL_MEMORY_HANDLE_TYPE_OPAQUE_FD 1
 
 #define CU_AD_FORMAT_UNSIGNED_INT8 0x01
@@ -321,6 +338,37 @@ CUresult cuMemExportToShareableHandle(void *shareable, CUmemGenericAllocationHan
 				      int type, unsigned long long flags);
 CUresult cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle, void *shareable,
 					int type);
+CUresult cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp *prop,
+						CUmemGenericAllocationHandle handle);
+CUresult cuMemGetAddressRange_v2(CUdeviceptr *base, size_t *bytes, CUdeviceptr pointer);
+CUresult cuPointerGetAttribute(void *data, int attribute, CUdeviceptr pointer);
+CUresult cuIpcGetMemHandle(CUipcMemHandle *handle, CUdeviceptr pointer);
+CUresult cuIpcOpenMemHandle(CUdeviceptr *pointer, CUipcMemHandle handle, unsigned int flags);
+CUresult cuIpcOpenMemHandle_v2(CUdeviceptr *pointer, CUipcMemHandle handle, unsigned int flags);
+CUresult cuIpcCloseMemHandle(CUdeviceptr pointer);
+CUresult cuIpcGetEventHandle(CUipcEventHandle *handle, CUevent event);
+CUresult cuIpcOpenEventHandle(CUevent *event, CUipcEventHandle handle);
+CUresult cuMemPoolExportToShareableHandle(void *shareable, CUmemoryPool pool, int type,
+					  unsigned long long flags);
+CUresult cuMemPoolImportFromShareableHandle(CUmemoryPool *pool, void *shareable, int type,
+					    unsigned long long flags);
+CUresult cuMemPoolExportPointer(CUmemPoolPtrExportData *data, CUdeviceptr pointer);
+CUresult cuMemPoolImportPointer(CUdeviceptr *pointer, CUmemoryPool pool,
+				CUmemPoolPtrExportData *data);
+CUresult cuMulticastCreate(CUmemGenericAllocationHandle *object, const CUmulticastObjectProp *prop);
+CUresult cuMulticastAddDevice(CUmemGenericAllocationHandle object, CUdevice device);
+CUresult cuMulticastBindMem(CUmemGenericAllocationHandle object, size_t offset,
+			    CUmemGenericAllocationHandle memory, size_t memory_offset, size_t bytes,
+			    unsigned long long flags);
+CUresult cuMulticastBindMem_v2(CUmemGenericAllocationHandle object, CUdevice device, size_t offset,
+			       CUmemGenericAllocationHandle memory, size_t memory_offset,
+			       size_t bytes, unsigned long long flags);
+CUresult cuMulticastBindAddr(CUmemGenericAllocationHandle object, size_t offset,
+			     CUdeviceptr pointer, size_t bytes, unsigned long long flags);
+CUresult cuMulticastBindAddr_v2(CUmemGenericAllocationHandle object, CUdevice device, size_t offset,
+				CUdeviceptr pointer, size_t bytes, unsigned long long flags);
+CUresult cuMulticastUnbind(CUmemGenericAllocationHandle object, CUdevice device, size_t offset,
+			   size_t bytes);
 CUresult cuImportExternalMemory(CUexternalMemory *memory,
 				const CUDA_EXTERNAL_MEMORY_HANDLE_DESC *what);
 CUresult cuDestroyExternalMemory(CUexternalMemory memory);

@@ -20,6 +20,7 @@
 #include "graphs.h"
 #include "mig.h"
 #include "pools.h"
+#include "shares.h"
 #include "state.h"
 
 pthread_mutex_t sim_mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -345,6 +346,7 @@ static void finish(CUcontext context)
 {
 	sim_free_all(context);
 	sim_arrays_end(context);
+	sim_ipc_end(context);
 	if (context->primary) {
 		sim_graphs_end(context->device);
 		sim_pools_end(context->device);

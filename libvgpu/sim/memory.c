@@ -11,6 +11,7 @@
 
 #include "graphs.h"
 #include "pools.h"
+#include "shares.h"
 #include "state.h"
 
 struct allocation {
@@ -22,6 +23,7 @@ struct allocation {
 	uint64_t free_ns;
 	bool managed; /* and not tied to the card */
 	CUdevice preferred, accessed_by;
+	uint64_t share; /* its number, if other processes may have it */
 };
 
 #define NOWHERE (-2) /* CU_DEVICE_INVALID */
@@ -49,7 +51,10 @@ static void drop(size_t i)
 	struct allocation *gone = &allocations[i];
 
 	munmap((void *)gone->address, gone->bytes); // NOLINT(performance-no-int-to-ptr)
-	give_to_card(gone->card, gone->charged, gone->managed);
+	if (gone->share)
+		sim_share_leave(gone->share);
+	else
+		give_to_card(gone->card, gone->charged, gone->managed);
 	*gone = allocations[--count];
 }
 
@@ -75,6 +80,33 @@ static struct allocation *find(CUdeviceptr pointer)
 		if (allocations[i].address == pointer && !allocations[i].freed)
 			return &allocations[i];
 	return NULL;
+}
+
+bool sim_memory_piece(CUdeviceptr pointer, struct sim_piece *piece)
+{
+	for (size_t i = count; i-- > 0;) {
+		struct allocation *it = &allocations[i];
+
+		if (it->freed || pointer < it->address || pointer - it->address >= it->bytes)
+			continue;
+		*piece = (struct sim_piece){.start = it->address,
+					    .bytes = it->bytes,
+					    .whole = it->address,
+					    .whole_bytes = it->bytes,
+					    .share = &it->share,
+					    .charged = it->charged,
+					    .card = it->card};
+		return true;
+	}
+	return false;
+}
+
+bool sim_memory_is_own(uint64_t share)
+{
+	for (size_t i = count; i-- > 0;)
+		if (allocations[i].share == share)
+			return true;
+	return false;
 }
 
 CUresult sim_free_late(CUdeviceptr pointer, uint64_t when_ns)
@@ -320,7 +352,8 @@ SIM CUresult cuMemFree_v2(CUdeviceptr pointer)
 	pthread_mutex_lock(&sim_mutex);
 	if (find(pointer))
 		drop((size_t)(find(pointer) - allocations));
-	else if (!sim_pool_give(pointer, NULL) && !sim_graph_give(pointer, NULL))
+	else if (!sim_pool_give(pointer, NULL) && !sim_graph_give(pointer, NULL) &&
+		 !sim_ipc_give(pointer))
 		result = CUDA_ERROR_INVALID_VALUE;
 	pthread_mutex_unlock(&sim_mutex);
 	return result;
@@ -390,7 +423,8 @@ static void *range(CUdeviceptr start, size_t bytes)
 	pthread_mutex_lock(&sim_mutex);
 	if (find_around(start, bytes))
 		found = (void *)start; // NOLINT(performance-no-int-to-ptr)
-	if (!found && (sim_mapped(start, bytes) || sim_pool_holds(start, bytes)))
+	if (!found && (sim_mapped(start, bytes) || sim_pool_holds(start, bytes) ||
+		       sim_ipc_holds(start, bytes)))
 		found = (void *)start; // NOLINT(performance-no-int-to-ptr)
 	pthread_mutex_unlock(&sim_mutex);
 	return found;

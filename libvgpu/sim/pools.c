@@ -13,8 +13,12 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include "shares.h"
 #include "state.h"
 
 #define BLOCK_STEP ((size_t)512)
@@ -32,12 +36,13 @@ struct segment {
 	struct block *blocks;
 	CUdeviceptr address;
 	size_t bytes;
+	uint64_t share; /* its number, if other processes may have it */
 };
 struct CUmemPoolHandle_st {
 	CUmemoryPool next;
 	enum { STANDARD, GRAPHS, MADE } kind;
 	CUdevice device; /* -1: the host's memory */
-	bool alive;
+	bool alive, imported;
 	uint64_t threshold, reserved, reserved_high, used, used_high;
 	struct segment *segments;
 };
@@ -154,7 +159,10 @@ static void drop(CUmemoryPool pool, struct segment **place)
 
 	*place = gone->next;
 	pool->reserved -= gone->bytes;
-	sim_free(sim_card_of(pool->device), gone->bytes);
+	if (gone->share)
+		sim_share_leave(gone->share);
+	else
+		sim_free(sim_card_of(pool->device), gone->bytes);
 	munmap((void *)gone->address, gone->bytes); // NOLINT(performance-no-int-to-ptr)
 	for (struct block *block = gone->blocks; block;) {
 		struct block *next = block->next;
@@ -229,7 +237,7 @@ static CUresult grow(CUmemoryPool pool, size_t bytes)
 						 : CUDA_ERROR_OUT_OF_MEMORY;
 	}
 	*block = (struct block){.address = (CUdeviceptr)memory, .bytes = whole};
-	*segment = (struct segment){pool->segments, block, block->address, whole};
+	*segment = (struct segment){pool->segments, block, block->address, whole, 0};
 	pool->segments = segment;
 	pool->reserved += whole;
 	if (pool->reserved > pool->reserved_high)
@@ -293,6 +301,26 @@ bool sim_pool_give(CUdeviceptr pointer, const uint64_t *stream)
 	if (!usable(pool) && pool->kind != GRAPHS)
 		sim_pool_trim(pool, 0);
 	return true;
+}
+
+bool sim_pool_piece(CUdeviceptr pointer, struct sim_piece *piece)
+{
+	for (CUmemoryPool pool = next_pool(NULL); pool; pool = next_pool(pool))
+		for (struct segment *segment = pool->segments; segment; segment = segment->next)
+			for (struct block *block = segment->blocks; block; block = block->next) {
+				if (!block->used || pointer < block->address ||
+				    pointer - block->address >= block->bytes)
+					continue;
+				*piece = (struct sim_piece){.start = block->address,
+							    .bytes = block->bytes,
+							    .whole = segment->address,
+							    .whole_bytes = segment->bytes,
+							    .share = &segment->share,
+							    .charged = segment->bytes,
+							    .card = sim_card_of(pool->device)};
+				return true;
+			}
+	return false;
 }
 
 bool sim_pool_holds(CUdeviceptr start, size_t bytes)
@@ -375,6 +403,52 @@ SIM CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *props)
 	return CUDA_SUCCESS;
 }
 
+/* Nothing is in the descriptor but which device it is of: what is in the pool comes
+ * pointer by pointer. */
+SIM CUresult cuMemPoolExportToShareableHandle(void *shareable, CUmemoryPool pool, int type,
+					      unsigned long long flags)
+{
+	char name[64];
+	int fd;
+
+	if (sim_ready())
+		return CUDA_ERROR_NOT_INITIALIZED;
+	if (!shareable || !usable(pool) || pool->kind != MADE || pool->imported || flags ||
+	    pool->device < 0 || type != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)
+		return CUDA_ERROR_INVALID_VALUE;
+	snprintf(name, sizeof(name), "vgpu-sim-pool-%d", sim_card_of(pool->device));
+	fd = memfd_create(name, MFD_CLOEXEC);
+	if (fd < 0)
+		return CUDA_ERROR_OPERATING_SYSTEM;
+	*(int *)shareable = fd;
+	return CUDA_SUCCESS;
+}
+
+SIM CUresult cuMemPoolImportFromShareableHandle(CUmemoryPool *pool, void *shareable, int type,
+						unsigned long long flags)
+{
+	CUmemPoolProps props = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
+				.location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
+	char link[64], name[128] = "";
+	CUresult result;
+	int card;
+
+	if (sim_ready())
+		return CUDA_ERROR_NOT_INITIALIZED;
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", (int)(intptr_t)shareable);
+	if (!pool || flags || type != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR ||
+	    readlink(link, name, sizeof(name) - 1) < 0 ||
+	    strncmp(name, "/memfd:vgpu-sim-pool-", 21) != 0)
+		return CUDA_ERROR_INVALID_VALUE;
+	card = (int)strtol(name + 21, NULL, 10);
+	while (sim_card_of(props.location.id) >= 0 && sim_card_of(props.location.id) != card)
+		props.location.id++;
+	result = cuMemPoolCreate(pool, &props);
+	if (result == CUDA_SUCCESS)
+		(*pool)->imported = true;
+	return result;
+}
+
 /* What is still used, or on its way, stays until it is not. */
 SIM CUresult cuMemPoolDestroy(CUmemoryPool pool)
 {
@@ -446,7 +520,7 @@ SIM CUresult cuMemAllocFromPoolAsync(CUdeviceptr *pointer, size_t bytes, CUmemor
 
 	if (result != CUDA_SUCCESS)
 		return result;
-	if (!usable(pool) || !pointer || !bytes)
+	if (!usable(pool) || pool->imported || !pointer || !bytes)
 		return CUDA_ERROR_INVALID_VALUE;
 	if (pool->device < 0)
 		return CUDA_ERROR_NOT_SUPPORTED; /* needs no simulation: see cuMemCreate */
@@ -492,7 +566,7 @@ SIM CUresult cuMemFreeAsync(CUdeviceptr pointer, CUstream stream)
 		return sim_graph_add_free(sim_capture(stream), pointer);
 	pthread_mutex_lock(&sim_mutex);
 	if (!sim_pool_give(pointer, sim_stream_end(context, stream)) &&
-	    !sim_graph_give(pointer, sim_stream_end(context, stream)))
+	    !sim_graph_give(pointer, sim_stream_end(context, stream)) && !sim_ipc_give(pointer))
 		result = sim_free_late(pointer, *sim_stream_end(context, stream));
 	pthread_mutex_unlock(&sim_mutex);
 	return result;

@@ -15,7 +15,7 @@
 #include "config.h"
 #include "managed.h"
 
-#define MAGIC UINT64_C(0x3130545355504753)
+#define MAGIC UINT64_C(0x3230545355504753)
 #define LOCK_BYTE 0
 #define PROCESS_BYTE 4096
 
@@ -250,8 +250,10 @@ static bool alive(int fd, unsigned int index)
 static void prune(int fd)
 {
 	for (unsigned int i = 0; i < SIM_PROCESSES; i++)
-		if (state->processes[i].live && !alive(fd, i))
+		if (state->processes[i].live && !alive(fd, i)) {
+			sim_forget_holder(i);
 			memset(&state->processes[i], 0, sizeof(state->processes[i]));
+		}
 }
 
 static int join(int fd)
@@ -300,6 +302,7 @@ static uint64_t sum(int card)
 	for (unsigned int i = 0; i < SIM_PROCESSES; i++)
 		if (state->processes[i].live)
 			used += state->processes[i].cards[card].used;
+	used += sim_shared_on(card);
 	return used;
 }
 
@@ -407,6 +410,18 @@ bool sim_in_use(int guard, int unit)
 		if (state->processes[i].live && state->processes[i].cards[unit].contexts)
 			return true;
 	return false;
+}
+
+int sim_self(int guard)
+{
+	int result = join(guard);
+
+	return result == 0 ? (int)(self - state->processes) : result;
+}
+
+void sim_prune(int guard)
+{
+	prune(guard);
 }
 
 /* Where this process keeps what it knows of a GPU instance. */
@@ -538,11 +553,13 @@ static unsigned int census(int card, struct sim_usage *users, unsigned int capac
 		struct sim_process *process = &state->processes[i];
 		struct sim_use *use = &process->cards[card];
 		struct flock answer = {.l_type = F_UNLCK};
+		uint64_t bytes = use->used;
 		uint32_t pid = 0;
 
 		if (!process->live)
 			continue;
-		*used += use->used;
+		bytes += sim_shared_of(i, card);
+		*used += bytes;
 		*busy += percent(use);
 		if (!use->contexts)
 			continue;
@@ -554,7 +571,7 @@ static unsigned int census(int card, struct sim_usage *users, unsigned int capac
 		if (!pid)
 			continue; /* not to be seen from this namespace */
 		if (users && count < capacity)
-			users[count] = (struct sim_usage){pid, use->used, percent(use)};
+			users[count] = (struct sim_usage){pid, bytes, percent(use)};
 		count++;
 	}
 	if (fd >= 0)

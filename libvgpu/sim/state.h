@@ -20,6 +20,7 @@
 /* What has memory of its own: the cards, then the GPU instances. */
 #define SIM_UNITS (SIM_CARDS + SIM_INSTANCES)
 #define SIM_PROCESSES 512
+#define SIM_SHARED 1024
 #define SIM_RING 32
 #define SIM_BUCKET_NS 50000000u
 
@@ -76,6 +77,12 @@ struct sim_process {
 	struct sim_use cards[SIM_UNITS];
 };
 
+struct sim_shared {         /* memory that several processes may hold; counted once */
+	uint64_t id, bytes; /* id 0: none */
+	uint32_t card, maker;
+	uint64_t holders[SIM_PROCESSES / 64];
+};
+
 struct sim_compute { /* a compute instance; its id is its place in the list */
 	uint32_t live, profile, start, size;
 };
@@ -92,6 +99,7 @@ struct sim_state {
 	uint32_t mig_modes[SIM_CARDS]; /* 0: as cards.ini says, else 1 + the mode */
 	struct sim_instance instances[SIM_INSTANCES];
 	struct sim_process processes[SIM_PROCESSES];
+	struct sim_shared shared[SIM_SHARED];
 };
 
 int sim_load(void); /* 0 or a negative errno; may be called often */
@@ -125,6 +133,13 @@ void sim_leave(int guard);
 struct sim_state *sim_shared(void);
 bool sim_in_use(int guard, int unit); /* between enter and leave */
 struct sim_card *sim_open_unit(int unit);
+int sim_self(int guard); /* this process's record; between enter and leave */
+void sim_prune(int guard);
+/* ---- holders.c */
+void sim_drop_shared(struct sim_shared *shared);
+void sim_forget_holder(unsigned int process);
+uint64_t sim_shared_of(unsigned int process, int card); /* what shows with it */
+uint64_t sim_shared_on(int card);
 /* Living processes with a context on the card, as this PID namespace sees them. */
 unsigned int sim_users(int card, struct sim_usage *users, unsigned int capacity);
 

@@ -5,12 +5,16 @@
  * handle that is gone is given out again at once.
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "arrays.h"
+#include "shares.h"
 #include "state.h"
 
 #define GRANULE ((size_t)2 << 20)
@@ -22,7 +26,8 @@ struct memory {
 	int card; /* -1: the host's */
 	int fd;
 	unsigned int references, mappings;
-	bool exported; /* somebody may have it for ever: it stays with its process */
+	uint64_t id; /* in the name of its file */
+	bool shared; /* other processes may have it */
 };
 struct area {
 	CUdeviceptr start;
@@ -81,15 +86,39 @@ static void drop_unused(struct memory *memory)
 {
 	if (!memory->references)
 		memory->handle = 0;
-	if (memory->references || memory->mappings || memory->exported)
+	if (memory->references || memory->mappings)
 		return;
 	for (size_t i = 0; i < MAXIMUM; i++)
 		if (memories[i] == memory)
 			memories[i] = NULL;
-	if (memory->card >= 0)
+	if (memory->shared)
+		sim_share_leave(memory->id);
+	else if (memory->card >= 0)
 		sim_free(memory->card, memory->bytes);
 	close(memory->fd);
+	sim_multicast_end(memory);
 	free(memory);
+}
+
+void *sim_memory_find(CUmemGenericAllocationHandle handle, int *card, size_t *bytes)
+{
+	struct memory *memory = find(handle);
+
+	if (memory) {
+		*card = memory->card;
+		*bytes = memory->bytes;
+	}
+	return memory;
+}
+
+void *sim_memory_hold_at(CUdeviceptr pointer)
+{
+	struct area *area = area_of(pointer, 1, true);
+
+	if (!area)
+		return NULL;
+	area->memory->mappings++;
+	return area->memory;
 }
 
 void *sim_tile_map(CUmemGenericAllocationHandle handle)
@@ -136,6 +165,7 @@ static CUresult adopt(CUmemGenericAllocationHandle *handle, struct memory *memor
 
 static CUresult create(CUmemGenericAllocationHandle *handle, size_t bytes, int card)
 {
+	char name[64];
 	struct memory *memory = calloc(1, sizeof(*memory));
 	int error = memory && card >= 0 ? sim_alloc(card, bytes) : 0;
 	CUresult result;
@@ -147,7 +177,9 @@ static CUresult create(CUmemGenericAllocationHandle *handle, size_t bytes, int c
 	}
 	memory->bytes = bytes;
 	memory->card = card;
-	memory->fd = memfd_create("vgpu-sim", MFD_CLOEXEC);
+	memory->id = sim_share_number();
+	snprintf(name, sizeof(name), "vgpu-sim-%016llx%d", (unsigned long long)memory->id, card);
+	memory->fd = memfd_create(name, MFD_CLOEXEC);
 	result = memory->fd < 0 || ftruncate(memory->fd, (off_t)bytes) != 0
 			 ? CUDA_ERROR_OPERATING_SYSTEM
 			 : adopt(handle, memory);
@@ -159,6 +191,11 @@ static CUresult create(CUmemGenericAllocationHandle *handle, size_t bytes, int c
 		sim_free(card, bytes);
 	free(memory);
 	return result;
+}
+
+CUresult sim_memory_create(CUmemGenericAllocationHandle *handle, size_t bytes)
+{
+	return create(handle, bytes, -1);
 }
 
 SIM CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes,
@@ -188,6 +225,20 @@ SIM CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes,
 	return result;
 }
 
+/* Each time another open file, as the driver's are. */
+static int export_file(struct memory *memory)
+{
+	char link[64];
+
+	if (memory->card >= 0 && !memory->shared) {
+		if (sim_share_new(memory->id, memory->card, memory->bytes) != 0)
+			return -1;
+		memory->shared = true;
+	}
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", memory->fd);
+	return open(link, O_RDWR | O_CLOEXEC);
+}
+
 SIM CUresult cuMemExportToShareableHandle(void *shareable, CUmemGenericAllocationHandle handle,
 					  int type, unsigned long long flags)
 {
@@ -201,44 +252,95 @@ SIM CUresult cuMemExportToShareableHandle(void *shareable, CUmemGenericAllocatio
 	pthread_mutex_lock(&sim_mutex);
 	memory = find(handle);
 	if (memory)
-		fd = dup(memory->fd);
-	if (fd >= 0) {
-		memory->exported = true;
-		*(int *)shareable = fd;
-	}
+		fd = export_file(memory);
 	pthread_mutex_unlock(&sim_mutex);
-	return fd >= 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+	if (fd < 0)
+		return CUDA_ERROR_INVALID_VALUE;
+	*(int *)shareable = fd;
+	return CUDA_SUCCESS;
 }
 
-/* The process that made it goes on being counted for it. */
+/* Only the descriptor has kept it: it is counted again from now on. */
+static int count_again(uint64_t id, int card, size_t bytes)
+{
+	int error = sim_alloc(card, bytes);
+
+	return error ? error : sim_share_new(id, card, bytes);
+}
+
+static CUresult import(CUmemGenericAllocationHandle *handle, int fd, size_t bytes, uint64_t id,
+		       int card)
+{
+	struct memory *memory = calloc(1, sizeof(*memory));
+	int error = memory ? 0 : -ENOMEM;
+	CUresult result;
+
+	if (!error && card >= 0)
+		error = sim_share_join(id);
+	if (error == -ENOENT)
+		error = count_again(id, card, bytes);
+	if (error) {
+		free(memory);
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	}
+	*memory = (struct memory){
+		.bytes = bytes, .card = card, .id = id, .shared = card >= 0, .fd = dup(fd)};
+	result = memory->fd < 0 ? CUDA_ERROR_OPERATING_SYSTEM : adopt(handle, memory);
+	if (result == CUDA_SUCCESS)
+		return result;
+	if (memory->fd >= 0)
+		close(memory->fd);
+	if (card >= 0)
+		sim_share_leave(id);
+	free(memory);
+	return result;
+}
+
 SIM CUresult cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle, void *shareable,
 					    int type)
 {
-	struct memory *memory;
+	static const char prefix[] = "/memfd:vgpu-sim-";
+	char link[64], name[128] = "", number[17];
+	int fd = (int)(intptr_t)shareable;
 	struct stat status;
-	CUresult result = CUDA_ERROR_INVALID_VALUE;
+	CUresult result;
 
 	if (sim_ready())
 		return CUDA_ERROR_NOT_INITIALIZED;
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
 	if (!handle || type != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR ||
-	    fstat((int)(intptr_t)shareable, &status) != 0)
+	    fstat(fd, &status) != 0 || readlink(link, name, sizeof(name) - 1) < 0 ||
+	    strncmp(name, prefix, sizeof(prefix) - 1) != 0 || name[sizeof(prefix) - 1] == 'p')
 		return CUDA_ERROR_INVALID_VALUE;
-	memory = calloc(1, sizeof(*memory));
-	if (!memory)
-		return CUDA_ERROR_OUT_OF_MEMORY;
-	memory->fd = dup((int)(intptr_t)shareable);
-	memory->bytes = (size_t)status.st_size;
-	memory->card = -1;
+	snprintf(number, sizeof(number), "%.16s", name + sizeof(prefix) - 1);
 	pthread_mutex_lock(&sim_mutex);
-	if (memory->fd >= 0)
-		result = adopt(handle, memory);
+	result = import(handle, fd, (size_t)status.st_size, strtoull(number, NULL, 16),
+			(int)strtol(name + sizeof(prefix) + 15, NULL, 10));
 	pthread_mutex_unlock(&sim_mutex);
-	if (result != CUDA_SUCCESS) {
-		if (memory->fd >= 0)
-			close(memory->fd);
-		free(memory);
-	}
 	return result;
+}
+
+SIM CUresult cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp *prop,
+						    CUmemGenericAllocationHandle handle)
+{
+	struct memory *memory;
+	int card = -1;
+
+	if (sim_ready())
+		return CUDA_ERROR_NOT_INITIALIZED;
+	pthread_mutex_lock(&sim_mutex);
+	memory = find(handle);
+	if (memory)
+		card = memory->card;
+	pthread_mutex_unlock(&sim_mutex);
+	if (!memory || !prop)
+		return CUDA_ERROR_INVALID_VALUE;
+	*prop = (CUmemAllocationProp){.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+				      .location.type = CU_MEM_LOCATION_TYPE_HOST};
+	for (CUdevice device = 0; card >= 0 && sim_card_of(device) >= 0; device++)
+		if (sim_card_of(device) == card)
+			prop->location = (CUmemLocation){CU_MEM_LOCATION_TYPE_DEVICE, device};
+	return CUDA_SUCCESS;
 }
 
 SIM CUresult cuMemRelease(CUmemGenericAllocationHandle handle)

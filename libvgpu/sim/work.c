@@ -7,12 +7,18 @@
  * Kernels, whatever the module: busy_ns(uint64_t nanoseconds) and noop().
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "graphs.h"
 #include "pools.h"
+#include "shares.h"
 #include "state.h"
 
 struct CUmod_st {
@@ -32,9 +38,14 @@ struct CUstream_st {
 	const void *thread;
 	CUstream next; /* of those that are captured */
 };
-struct CUevent_st {
+struct event_state {
 	uint64_t done_ns;
 	bool recorded;
+};
+struct CUevent_st {
+	struct event_state own, *at; /* in a file, if other processes may have it */
+	bool interprocess;
+	uint64_t id;
 };
 
 static struct CUfunc_st busy_ns = {.busy = true}, noop;
@@ -463,8 +474,8 @@ SIM CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned int flag
 		return result;
 	if (!event)
 		return CUDA_ERROR_INVALID_HANDLE;
-	if (event->recorded && event->done_ns > *sim_stream_end(context, stream))
-		*sim_stream_end(context, stream) = event->done_ns;
+	if (event->at->recorded && event->at->done_ns > *sim_stream_end(context, stream))
+		*sim_stream_end(context, stream) = event->at->done_ns;
 	return CUDA_SUCCESS;
 }
 
@@ -473,13 +484,92 @@ SIM CUresult cuEventCreate(CUevent *event, unsigned int flags)
 	CUcontext context;
 	CUresult result = sim_usable(&context);
 
-	(void)flags;
 	if (result != CUDA_SUCCESS)
 		return result;
-	if (!event)
+	/* As the real one: what is shared takes no times. */
+	if (!event || ((flags & CU_EVENT_INTERPROCESS) && !(flags & CU_EVENT_DISABLE_TIMING)))
 		return CUDA_ERROR_INVALID_VALUE;
 	*event = calloc(1, sizeof(**event));
-	return *event ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+	if (!*event)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	(*event)->at = &(*event)->own;
+	(*event)->interprocess = flags & CU_EVENT_INTERPROCESS;
+	return CUDA_SUCCESS;
+}
+
+static struct event_state *map_event(uint64_t id, int flags)
+{
+	char name[64], path[512];
+	void *memory = MAP_FAILED;
+	int fd;
+
+	snprintf(name, sizeof(name), "event-%016llx", (unsigned long long)id);
+	sim_path(path, sizeof(path), name);
+	fd = open(path, flags | O_RDWR | O_CLOEXEC, 0666);
+	if (fd >= 0 && (!flags || (fchmod(fd, 0666) == 0 && ftruncate(fd, 4096) == 0)))
+		memory = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (fd >= 0)
+		close(fd);
+	return memory == MAP_FAILED ? NULL : memory;
+}
+
+SIM CUresult cuIpcGetEventHandle(CUipcEventHandle *handle, CUevent event)
+{
+	struct event_state *shared;
+
+	if (sim_ready())
+		return CUDA_ERROR_NOT_INITIALIZED;
+	if (!handle || !event || !event->interprocess)
+		return CUDA_ERROR_INVALID_VALUE;
+	if (event->at == &event->own) {
+		event->id = sim_share_number();
+		shared = map_event(event->id, O_CREAT | O_EXCL);
+		if (!shared)
+			return CUDA_ERROR_OPERATING_SYSTEM;
+		*shared = event->own;
+		event->at = shared;
+	}
+	memset(handle, 0, sizeof(*handle));
+	memcpy(handle, &event->id, sizeof(event->id));
+	return CUDA_SUCCESS;
+}
+
+SIM CUresult cuIpcOpenEventHandle(CUevent *event, CUipcEventHandle handle)
+{
+	struct event_state *shared;
+	CUcontext context;
+	CUresult result = sim_usable(&context);
+	uint64_t id;
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	memcpy(&id, &handle, sizeof(id));
+	shared = event && id ? map_event(id, 0) : NULL;
+	if (!shared)
+		return CUDA_ERROR_INVALID_VALUE;
+	*event = calloc(1, sizeof(**event));
+	if (!*event) {
+		munmap(shared, 4096);
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	}
+	(*event)->at = shared;
+	(*event)->interprocess = true;
+	return CUDA_SUCCESS;
+}
+
+/* Its maker takes the name away; who has opened it keeps it. */
+static void end_event(CUevent event)
+{
+	char name[64], path[512];
+
+	if (event->at != &event->own)
+		munmap(event->at, 4096);
+	if (event->id) {
+		snprintf(name, sizeof(name), "event-%016llx", (unsigned long long)event->id);
+		sim_path(path, sizeof(path), name);
+		unlink(path);
+	}
+	free(event);
 }
 
 SIM CUresult cuEventDestroy_v2(CUevent event)
@@ -488,7 +578,7 @@ SIM CUresult cuEventDestroy_v2(CUevent event)
 		return CUDA_ERROR_NOT_INITIALIZED;
 	if (!event)
 		return CUDA_ERROR_INVALID_HANDLE;
-	free(event);
+	end_event(event);
 	return CUDA_SUCCESS;
 }
 
@@ -507,9 +597,9 @@ SIM CUresult cuEventRecord(CUevent event, CUstream stream)
 		return result;
 	if (!event)
 		return CUDA_ERROR_INVALID_HANDLE;
-	event->done_ns =
+	event->at->done_ns =
 		*sim_stream_end(context, stream) > now ? *sim_stream_end(context, stream) : now;
-	event->recorded = true;
+	event->at->recorded = true;
 	return CUDA_SUCCESS;
 }
 
@@ -521,8 +611,8 @@ SIM CUresult cuEventQuery(CUevent event)
 		return CUDA_ERROR_INVALID_HANDLE;
 	if (sim_spoils_capture())
 		return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
-	return event->recorded && event->done_ns > sim_now_ns() ? CUDA_ERROR_NOT_READY
-								: CUDA_SUCCESS;
+	return event->at->recorded && event->at->done_ns > sim_now_ns() ? CUDA_ERROR_NOT_READY
+									: CUDA_SUCCESS;
 }
 
 SIM CUresult cuEventSynchronize(CUevent event)
@@ -531,8 +621,8 @@ SIM CUresult cuEventSynchronize(CUevent event)
 		return CUDA_ERROR_NOT_INITIALIZED;
 	if (!event)
 		return CUDA_ERROR_INVALID_HANDLE;
-	if (event->recorded)
-		synchronise(&event->done_ns);
+	if (event->at->recorded)
+		synchronise(&event->at->done_ns);
 	return CUDA_SUCCESS;
 }
 
@@ -544,10 +634,11 @@ SIM CUresult cuEventElapsedTime(float *milliseconds, CUevent start, CUevent end)
 		return CUDA_ERROR_NOT_INITIALIZED;
 	if (!milliseconds)
 		return CUDA_ERROR_INVALID_VALUE;
-	if (!start || !end || !start->recorded || !end->recorded)
+	if (!start || !end || !start->at->recorded || !end->at->recorded)
 		return CUDA_ERROR_INVALID_HANDLE;
-	if (start->done_ns > now || end->done_ns > now)
+	if (start->at->done_ns > now || end->at->done_ns > now)
 		return CUDA_ERROR_NOT_READY;
-	*milliseconds = (float)((double)((int64_t)end->done_ns - (int64_t)start->done_ns) / 1e6);
+	*milliseconds =
+		(float)((double)((int64_t)end->at->done_ns - (int64_t)start->at->done_ns) / 1e6);
 	return CUDA_SUCCESS;
 }

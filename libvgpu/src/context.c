@@ -25,6 +25,7 @@ static void forget(CUcontext context)
 	while (vgpu_pointer_take_context(VGPU_POINTERS, context, &pointer))
 		if (!pointer.owner)
 			vgpu_pointer_freed(&pointer, 0);
+	vgpu_opened_forget(context);
 	while (vgpu_pointer_take_context(VGPU_ARRAYS, context, &pointer))
 		vgpu_array_gone(&pointer);
 	vgpu_pools_synchronised(VGPU_ALL_STREAMS, context);

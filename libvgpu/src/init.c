@@ -5,6 +5,7 @@
  */
 #include <pthread.h>
 
+#include "shares.h"
 #include "vgpu.h"
 
 enum { UNTOUCHED, STARTING, STARTED };
@@ -20,6 +21,8 @@ static void after_fork_in_child(void)
 		vgpu_slot_forget(&grants.views[i]);
 	vgpu_pointer_forget_all();
 	vgpu_virtual_forget_all();
+	vgpu_tiles_forget_lock();
+	vgpu_shares_forget_all();
 	vgpu_pools_forget_all();
 	vgpu_pace_forget_all();
 	vgpu_environment_forget_lock();

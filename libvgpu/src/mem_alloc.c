@@ -9,6 +9,7 @@
  * node measures. (From public documentation and reports; to be checked on a
  * card for each driver branch.)
  */
+#include "shares.h"
 #include "vgpu.h"
 
 #define GRANULE (UINT64_C(2) << 20)
@@ -273,13 +274,18 @@ VGPU_EXPORT CUresult cuMemAllocPitch(CUdeviceptr_v1 *pointer, unsigned int *pitc
 /* stream: that is to free it; 0 = it is free. */
 void vgpu_pointer_freed(const struct vgpu_pointer *entry, uint64_t stream)
 {
-	vgpu_count_unspilled(entry->card, entry->count);
+	uint64_t bytes = entry->share ? vgpu_share_leave(entry->share) : entry->bytes;
+
+	if (entry->card)
+		vgpu_count_unspilled(entry->card, entry->count);
 	if (entry->owner)
 		vgpu_pool_freed((struct vgpu_pool *)(uintptr_t)entry->owner, stream);
-	else if (stream)
-		vgpu_pool_bury(entry->card, entry->bytes, stream);
+	else if (!entry->card)
+		return;
+	else if (stream && bytes)
+		vgpu_pool_bury(entry->card, bytes, stream);
 	else
-		vgpu_release(entry->card, entry->bytes);
+		vgpu_release(entry->card, bytes);
 }
 
 /* The entry leaves the table before the driver frees: right after that another

@@ -10,12 +10,18 @@
  *   allocations  number -> card, charge, how many references and mappings
  *   handles      handle -> number, references
  *   mappings     address -> number, length
- *   tiles        part of a sparse array -> number
+ *
+ * Memory that another process may have is charged as shares.c says. What comes from
+ * elsewhere tells its size only when it is mapped, and is charged then.
  *
  * The number is ours, because the driver may give a handle's value out again
  * while the memory behind the old one is still mapped.
  */
+#include "shares.h"
 #include "vgpu.h"
+
+/* An allocation's owner, if there is something special about it. */
+enum { PINNED = 1, FOREIGN, MULTICAST };
 
 static struct vgpu_lock lock; /* over the tables together */
 static uint64_t last_number;
@@ -43,7 +49,7 @@ static void hold(uint64_t number)
 }
 
 /* Of the last one, the charge goes back: when the stream is there, if there is one. */
-static void let_go_in_order(uint64_t number, uint64_t stream)
+void vgpu_number_let_go(uint64_t number, uint64_t stream)
 {
 	struct vgpu_pointer allocation;
 	bool last = false;
@@ -55,15 +61,43 @@ static void let_go_in_order(uint64_t number, uint64_t stream)
 			vgpu_pointer_add(VGPU_ALLOCATIONS, &allocation);
 	}
 	vgpu_unlock(&lock);
-	if (last && stream)
+	if (!last)
+		return;
+	if (allocation.owner == MULTICAST)
+		vgpu_bindings_forget(number);
+	if (allocation.share)
+		allocation.bytes = vgpu_share_leave(allocation.share);
+	if (allocation.card && stream && allocation.bytes)
 		vgpu_pool_bury(allocation.card, allocation.bytes, stream);
-	else if (last)
+	else if (allocation.card)
 		vgpu_release(allocation.card, allocation.bytes);
 }
 
 static void let_go(uint64_t number)
 {
-	let_go_in_order(number, 0);
+	vgpu_number_let_go(number, 0);
+}
+
+uint64_t vgpu_handle_hold(CUmemGenericAllocationHandle handle)
+{
+	struct vgpu_pointer entry = {0};
+
+	vgpu_lock(&lock);
+	if (vgpu_pointer_find(VGPU_HANDLES, key(handle), &entry))
+		hold(entry.owner);
+	vgpu_unlock(&lock);
+	return entry.owner;
+}
+
+uint64_t vgpu_mapping_hold(CUdeviceptr pointer)
+{
+	struct vgpu_pointer entry = {0};
+
+	vgpu_lock(&lock);
+	if (vgpu_pointer_find_around(VGPU_MAPPINGS, pointer, &entry) && entry.owner)
+		hold(entry.owner);
+	vgpu_unlock(&lock);
+	return entry.owner;
 }
 
 static int add_reference(CUmemGenericAllocationHandle handle, uint64_t number)
@@ -88,11 +122,12 @@ static bool take_reference(CUmemGenericAllocationHandle handle, uint64_t *number
 	return true;
 }
 
-static int remember(CUmemGenericAllocationHandle handle, struct vgpu_card *card, uint64_t charge)
+/* A new handle, for what is in `allocation`. */
+static int remember(CUmemGenericAllocationHandle handle, struct vgpu_pointer allocation)
 {
-	struct vgpu_pointer allocation = {.bytes = charge, .card = card, .count = 1};
 	int result;
 
+	allocation.count = 1;
 	vgpu_lock(&lock);
 	allocation.address = ++last_number;
 	result = vgpu_pointer_add(VGPU_ALLOCATIONS, &allocation);
@@ -127,7 +162,8 @@ VGPU_EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t by
 		return result;
 	result = real(&fresh, bytes, prop, flags);
 	if (result == CUDA_SUCCESS) {
-		if (remember(fresh, card, vgpu_charge_of(bytes)) == 0) {
+		if (remember(fresh, (struct vgpu_pointer){.bytes = vgpu_charge_of(bytes),
+							  .card = card}) == 0) {
 			*handle = fresh;
 			return CUDA_SUCCESS;
 		}
@@ -191,20 +227,53 @@ VGPU_EXPORT CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *h
 	return result;
 }
 
-/* Nobody can know who else has the memory now, and for how long: it stays charged
- * to this process. Who imports it is not charged, so it counts once. */
-static void pin(CUmemGenericAllocationHandle handle)
+/* Nobody can know who else has the memory now: it stays charged to this process. */
+static void pin(uint64_t number)
 {
-	struct vgpu_pointer entry, allocation;
+	struct vgpu_pointer allocation;
 
 	vgpu_lock(&lock);
-	if (vgpu_pointer_find(VGPU_HANDLES, key(handle), &entry) &&
-	    vgpu_pointer_find(VGPU_ALLOCATIONS, entry.owner, &allocation) && !allocation.owner) {
-		allocation.owner = 1; /* once is enough */
+	if (vgpu_pointer_find(VGPU_ALLOCATIONS, number, &allocation) && !allocation.owner) {
+		allocation.owner = PINNED; /* once is enough */
 		allocation.count++;
 		vgpu_pointer_add(VGPU_ALLOCATIONS, &allocation);
 	}
 	vgpu_unlock(&lock);
+}
+
+/* The memory is held here, so that nobody releases it meanwhile. */
+static void share(uint64_t number, int fd)
+{
+	struct vgpu_pointer allocation = {0};
+	struct vgpu_share_name name;
+	uint64_t id = 0;
+	bool paid;
+
+	vgpu_lock(&lock);
+	vgpu_pointer_find(VGPU_ALLOCATIONS, number, &allocation);
+	vgpu_unlock(&lock);
+	if (allocation.share) {
+		vgpu_share_tag(allocation.share, fd);
+		return;
+	}
+	if (!allocation.card || allocation.owner)
+		return;
+	if (vgpu_descriptor_new_name(&name, fd))
+		id = vgpu_share_add(&name, allocation.card, allocation.bytes, 0, &paid);
+	if (!id) {
+		pin(number);
+		return;
+	}
+	vgpu_lock(&lock);
+	vgpu_pointer_find(VGPU_ALLOCATIONS, number, &allocation);
+	if (!allocation.share) {
+		allocation.share = id;
+		vgpu_pointer_add(VGPU_ALLOCATIONS, &allocation);
+		id = 0;
+	}
+	vgpu_unlock(&lock);
+	if (id) /* another thread was faster */
+		vgpu_share_leave(id);
 }
 
 VGPU_EXPORT CUresult cuMemExportToShareableHandle(void *shareable,
@@ -212,14 +281,112 @@ VGPU_EXPORT CUresult cuMemExportToShareableHandle(void *shareable,
 						  unsigned long long flags)
 {
 	__typeof__(&cuMemExportToShareableHandle) real = VGPU_REAL(cuMemExportToShareableHandle);
+	uint64_t number;
 	CUresult result;
 
 	if (!real)
 		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
+	number = vgpu_state() == VGPU_ON ? vgpu_handle_hold(handle) : 0;
 	result = real(shareable, handle, type, flags);
-	if (result == CUDA_SUCCESS && vgpu_state() == VGPU_ON)
-		pin(handle);
+	if (number && result == CUDA_SUCCESS && type == CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)
+		share(number, *(int *)shareable);
+	else if (number && result == CUDA_SUCCESS)
+		pin(number);
+	if (number)
+		let_go(number);
 	return result;
+}
+
+/* Its card, if its memory is one's; NULL: not to be charged. */
+static struct vgpu_card *card_of_handle(CUmemGenericAllocationHandle handle)
+{
+	__typeof__(&cuMemGetAllocationPropertiesFromHandle) ask =
+		VGPU_REAL(cuMemGetAllocationPropertiesFromHandle);
+	CUmemAllocationProp prop = {0};
+
+	if (!ask || ask(&prop, handle) != CUDA_SUCCESS)
+		return NULL;
+	return vgpu_card_of_device(vgpu_device_of_location(&prop.location));
+}
+
+/* What a process of the grant has made, or has taken in, is paid for. */
+static int take_in(CUmemGenericAllocationHandle handle, int fd)
+{
+	struct vgpu_pointer fresh = {.card = card_of_handle(handle)};
+	struct vgpu_share_name name;
+	struct vgpu_pointer entry;
+	bool paid = true, known;
+	int result;
+
+	vgpu_lock(&lock);
+	known = vgpu_pointer_find(VGPU_HANDLES, key(handle), &entry);
+	if (known) {
+		hold(entry.owner);
+		add_reference(handle, entry.owner);
+	}
+	vgpu_unlock(&lock);
+	if (known || !fresh.card)
+		return 0;
+	fresh.owner = FOREIGN; /* as far as its record says so, if there is one */
+	result = vgpu_descriptor_name(&name, fd);
+	if (result == 0 && !vgpu_descriptor_new_name(&name, fd))
+		result = -1;
+	if (result >= 0)
+		fresh.share = vgpu_share_find(&name);
+	if (result >= 0 && !fresh.share)
+		fresh.share = vgpu_share_add(&name, fresh.card, 0,
+					     VGPU_SHARE_TAKEN | VGPU_SHARE_FOREIGN, &paid);
+	result = remember(handle, fresh);
+	if (result != 0 && fresh.share)
+		vgpu_share_leave(fresh.share);
+	return result;
+}
+
+VGPU_EXPORT CUresult cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle,
+						    void *shareable, int type)
+{
+	__typeof__(&cuMemImportFromShareableHandle) real =
+		VGPU_REAL(cuMemImportFromShareableHandle);
+	__typeof__(&cuMemRelease) undo = VGPU_REAL(cuMemRelease);
+	CUmemGenericAllocationHandle fresh = 0;
+	CUresult result;
+
+	if (!real || !undo)
+		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
+	if (vgpu_state() == VGPU_BROKEN)
+		return CUDA_ERROR_NOT_INITIALIZED;
+	if (vgpu_state() == VGPU_OFF || !handle || type != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)
+		return real(handle, shareable, type);
+	result = real(&fresh, shareable, type);
+	if (result != CUDA_SUCCESS)
+		return result;
+	if (take_in(fresh, (int)(intptr_t)shareable) != 0) {
+		undo(fresh);
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	}
+	*handle = fresh;
+	return CUDA_SUCCESS;
+}
+
+/* Memory from elsewhere that is about to be mapped. */
+static CUresult pay(const struct vgpu_pointer *allocation, uint64_t bytes)
+{
+	uint64_t charge = vgpu_charge_of(bytes), owed;
+	CUresult result;
+	bool accepted;
+
+	if (allocation->owner != FOREIGN || !allocation->share)
+		return CUDA_SUCCESS;
+	owed = vgpu_share_owes(allocation->share, charge, 0, &accepted);
+	if (!owed)
+		return CUDA_SUCCESS;
+	result = vgpu_charge(allocation->card, owed);
+	if (result != CUDA_SUCCESS)
+		return result;
+	vgpu_share_owes(allocation->share, charge, owed, &accepted);
+	if (!accepted) /* somebody else has paid meanwhile */
+		vgpu_release(allocation->card, owed);
+	return CUDA_SUCCESS;
 }
 
 /* Held before the driver is asked: the handle may be released meanwhile. Memory
@@ -228,19 +395,25 @@ VGPU_EXPORT CUresult cuMemMap(CUdeviceptr pointer, size_t bytes, size_t offset,
 			      CUmemGenericAllocationHandle handle, unsigned long long flags)
 {
 	__typeof__(&cuMemMap) real = VGPU_REAL(cuMemMap);
-	struct vgpu_pointer mapping = {.address = pointer, .bytes = bytes}, entry;
+	struct vgpu_pointer mapping = {.address = pointer, .bytes = bytes}, allocation = {0};
 	CUresult result;
 
 	if (!real)
 		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
 	if (vgpu_state() != VGPU_ON)
 		return real(pointer, bytes, offset, handle, flags);
-	vgpu_lock(&lock);
-	if (vgpu_pointer_find(VGPU_HANDLES, key(handle), &entry)) {
-		mapping.owner = entry.owner;
-		hold(entry.owner);
+	mapping.owner = vgpu_handle_hold(handle);
+	if (mapping.owner) {
+		vgpu_lock(&lock);
+		if (!vgpu_pointer_find(VGPU_ALLOCATIONS, mapping.owner, &allocation))
+			allocation.owner = PINNED;
+		vgpu_unlock(&lock);
+		result = pay(&allocation, offset + bytes);
+		if (result != CUDA_SUCCESS) {
+			let_go(mapping.owner);
+			return result;
+		}
 	}
-	vgpu_unlock(&lock);
 	result = real(pointer, bytes, offset, handle, flags);
 	if (result == CUDA_SUCCESS && pointer && bytes) {
 		/* Not enough memory for the note: charged until the process ends. */
@@ -281,114 +454,44 @@ VGPU_EXPORT CUresult cuMemUnmap(CUdeviceptr pointer, size_t bytes)
 	return result;
 }
 
-/* ---- memory mapped into sparse arrays */
+/* ---- multicast objects: handles without memory of their own */
 
-static uint64_t mix(uint64_t name, uint64_t value)
+int vgpu_object_remember(CUmemGenericAllocationHandle handle)
 {
-	name = (name ^ value) * 0x9e3779b97f4a7c15u;
-	return name ^ name >> 29;
+	return remember(handle, (struct vgpu_pointer){.owner = MULTICAST});
 }
 
-/* A part is told from others by all that names it: 63 bits of that will do. */
-static uint64_t name_of(const CUarrayMapInfo *change)
+/* One that another process has made: what was taken for memory is none. */
+void vgpu_object_is_multicast(CUmemGenericAllocationHandle handle)
 {
-	__typeof__(&change->subresource.sparseLevel) level = &change->subresource.sparseLevel;
-	__typeof__(&change->subresource.miptail) tail = &change->subresource.miptail;
-	uint64_t name = mix((uintptr_t)change->resource, (uint64_t)change->subresourceType);
-
-	if (change->subresourceType == CU_ARRAY_SPARSE_SUBRESOURCE_TYPE_MIPTAIL) {
-		name = mix(mix(mix(name, tail->layer), tail->offset), tail->size);
-	} else {
-		name = mix(mix(name, level->level), level->layer);
-		name = mix(mix(mix(name, level->offsetX), level->offsetY), level->offsetZ);
-		name = mix(mix(name, level->extentWidth), level->extentHeight);
-		name = mix(name, level->extentDepth);
-	}
-	return name >> 1 | 1;
-}
-
-/* Parts whose memory is about to be unmapped or replaced are kept under a name of
- * the call's own, until the driver has agreed. */
-static uint64_t name_for_now(uint64_t call, unsigned int i)
-{
-	return UINT64_C(1) << 63 | call << 24 | (i & 0xffffff);
-}
-
-/* What is mapped is held before the driver is asked: the handle may be released. */
-static void before_tile(const CUarrayMapInfo *change, uint64_t parked)
-{
-	struct vgpu_pointer old, handle,
-		tile = {.address = name_of(change), .context = (CUcontext)change->resource};
+	struct vgpu_pointer entry, allocation;
+	uint64_t bytes = 0;
 
 	vgpu_lock(&lock);
-	if (vgpu_pointer_take(VGPU_TILES, tile.address, &old)) {
-		old.address = parked;
-		vgpu_pointer_add(VGPU_TILES, &old);
+	if (!vgpu_pointer_find(VGPU_HANDLES, key(handle), &entry)) {
+		vgpu_unlock(&lock);
+		vgpu_object_remember(handle);
+		return;
 	}
-	if (change->memOperationType == CU_MEM_OPERATION_TYPE_MAP &&
-	    vgpu_pointer_find(VGPU_HANDLES, key(change->memHandle), &handle)) {
-		tile.owner = handle.owner;
-		hold(handle.owner);
-		vgpu_pointer_add(VGPU_TILES, &tile);
+	if (!vgpu_pointer_find(VGPU_ALLOCATIONS, entry.owner, &allocation) ||
+	    allocation.owner == MULTICAST) {
+		vgpu_unlock(&lock);
+		return;
 	}
+	entry = allocation;
+	allocation.owner = MULTICAST;
+	allocation.share = allocation.bytes = 0;
+	vgpu_pointer_add(VGPU_ALLOCATIONS, &allocation);
 	vgpu_unlock(&lock);
+	if (entry.share)
+		bytes = vgpu_share_leave(entry.share);
+	if (entry.card && bytes)
+		vgpu_release(entry.card, bytes);
 }
 
-static void after_tile(uint64_t parked, uint64_t stream)
+struct vgpu_card *vgpu_number_card(uint64_t number)
 {
-	struct vgpu_pointer old;
-	bool found;
+	struct vgpu_pointer allocation;
 
-	vgpu_lock(&lock);
-	found = vgpu_pointer_take(VGPU_TILES, parked, &old);
-	vgpu_unlock(&lock);
-	if (found)
-		let_go_in_order(old.owner, stream);
-}
-
-/* A list that the driver refuses may have been done in part: what it names stays
- * held until the array is destroyed. */
-static CUresult map_tiles(int real_index, CUarrayMapInfo *list, unsigned int count, CUstream stream,
-			  uint64_t name)
-{
-	__typeof__(&cuMemMapArrayAsync) real =
-		(__typeof__(&cuMemMapArrayAsync))vgpu_real_at(real_index);
-	uint64_t call;
-	CUresult result;
-
-	if (!real)
-		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
-	if (vgpu_state() != VGPU_ON || !list)
-		return real(list, count, stream);
-	vgpu_lock(&lock);
-	call = ++last_number;
-	vgpu_unlock(&lock);
-	for (unsigned int i = 0; i < count; i++)
-		before_tile(&list[i], name_for_now(call, i));
-	result = real(list, count, stream);
-	for (unsigned int i = 0; i < count && result == CUDA_SUCCESS; i++)
-		after_tile(name_for_now(call, i), name);
-	return result;
-}
-
-VGPU_EXPORT CUresult cuMemMapArrayAsync(CUarrayMapInfo *list, unsigned int count, CUstream stream)
-{
-	return map_tiles(VGPU_REAL_cuMemMapArrayAsync, list, count, stream,
-			 vgpu_stream_name(stream, false));
-}
-
-VGPU_EXPORT CUresult cuMemMapArrayAsync_ptsz(CUarrayMapInfo *list, unsigned int count,
-					     CUstream stream)
-{
-	return map_tiles(VGPU_REAL_cuMemMapArrayAsync_ptsz, list, count, stream,
-			 vgpu_stream_name(stream, true));
-}
-
-/* The array is gone. */
-void vgpu_tiles_forget(uint64_t array)
-{
-	struct vgpu_pointer tile;
-
-	while (vgpu_pointer_take_context(VGPU_TILES, (CUcontext)(uintptr_t)array, &tile))
-		let_go(tile.owner);
+	return vgpu_pointer_find(VGPU_ALLOCATIONS, number, &allocation) ? allocation.card : NULL;
 }

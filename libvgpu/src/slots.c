@@ -19,10 +19,12 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "shares.h"
 #include "vgpu.h"
 
 #define REPAIR_BYTE 0
 #define INFLIGHT_PATIENCE_NS 20000000u
+#define SETTLE_PATIENCE_NS 500000000u
 
 static off_t slot_byte(unsigned int index)
 {
@@ -259,10 +261,13 @@ static bool wait_for_quiet(struct vgpu_view *view, int fd, struct census *census
 	}
 }
 
-static void clear_and_add_up(struct vgpu_view *view, const struct census *census)
+static bool clear_and_add_up(struct vgpu_view *view, const struct census *census)
 {
 	uint64_t sums[VGPU_MAX_DEVICES] = {0};
 
+	/* What the dead paid for and others hold goes to the others first. */
+	if (!vgpu_shares_settle(view, census->dead))
+		return false;
 	for (unsigned int i = 0; i < VGPU_REGION_SLOTS; i++) {
 		struct vgpu_region_slot *slot = &view->map->slots[i];
 
@@ -284,6 +289,18 @@ static void clear_and_add_up(struct vgpu_view *view, const struct census *census
 		__atomic_store_n(&slot->inflight, 0, __ATOMIC_RELAXED);
 		__atomic_store_n(&slot->state, VGPU_SLOT_FREE, __ATOMIC_RELEASE);
 	}
+	return true;
+}
+
+/* With the repair lock. */
+static void repair_locked(struct vgpu_view *view, int fd, struct census *census)
+{
+	struct vgpu_region_header *header = &view->map->header;
+
+	__atomic_store_n(&header->gate, 1, __ATOMIC_SEQ_CST);
+	if (wait_for_quiet(view, fd, census) && clear_and_add_up(view, census))
+		__atomic_add_fetch(&header->repairs, 1, __ATOMIC_RELAXED);
+	__atomic_store_n(&header->gate, 0, __ATOMIC_SEQ_CST);
 }
 
 /* Gives the bytes of dead processes back. Also finishes the repair of a
@@ -303,13 +320,29 @@ void vgpu_region_repair(struct vgpu_view *view, uint64_t min_interval_ns)
 		return;
 	count_dead(view, fd, &census);
 	if ((census.dead_count || __atomic_load_n(&header->gate, __ATOMIC_SEQ_CST)) &&
-	    lock_byte(fd, F_OFD_SETLK, F_WRLCK, REPAIR_BYTE, NULL) == 0) {
-		__atomic_store_n(&header->gate, 1, __ATOMIC_SEQ_CST);
-		if (wait_for_quiet(view, fd, &census)) {
-			clear_and_add_up(view, &census);
-			__atomic_add_fetch(&header->repairs, 1, __ATOMIC_RELAXED);
-		}
-		__atomic_store_n(&header->gate, 0, __ATOMIC_SEQ_CST);
-	}
+	    lock_byte(fd, F_OFD_SETLK, F_WRLCK, REPAIR_BYTE, NULL) == 0)
+		repair_locked(view, fd, &census);
 	close(fd); /* and with it the repair lock */
+}
+
+/* Adds up in any case, since who pays for shared memory has changed. If others keep
+ * this one from it, it is done by whoever adds up next: until then the sum is right,
+ * but the wrong process pays. */
+void vgpu_region_settle(struct vgpu_view *view)
+{
+	uint64_t give_up = vgpu_now_ns() + SETTLE_PATIENCE_NS;
+	struct census census;
+	int fd = vgpu_region_open(view);
+
+	if (fd < 0)
+		return;
+	while (lock_byte(fd, F_OFD_SETLK, F_WRLCK, REPAIR_BYTE, NULL) != 0) {
+		if (vgpu_now_ns() > give_up) {
+			close(fd);
+			return;
+		}
+		vgpu_nap_us(50);
+	}
+	repair_locked(view, fd, &census);
+	close(fd);
 }

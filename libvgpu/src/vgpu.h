@@ -90,6 +90,7 @@ struct vgpu_region_slot *vgpu_slot_claim(struct vgpu_view *view);
 void vgpu_slot_forget(struct vgpu_view *view);
 uint64_t vgpu_pid_namespace(void);
 void vgpu_region_repair(struct vgpu_view *view, uint64_t min_interval_ns);
+void vgpu_region_settle(struct vgpu_view *view);
 
 /* ---- grants.c */
 #define VGPU_MAX_GRANTS 32
@@ -196,13 +197,16 @@ CUresult vgpu_charged(const struct vgpu_pointer *pointer, CUresult result);
 /* ---- pointers.c: what each device pointer was charged */
 enum vgpu_table {
 	VGPU_POINTERS,
-	VGPU_HANDLES, /* these four: see mem_virtual.c */
+	VGPU_HANDLES, /* these three: see mem_virtual.c */
 	VGPU_MAPPINGS,
 	VGPU_ALLOCATIONS,
-	VGPU_TILES,
-	VGPU_ARRAYS, /* see arrays.c */
-	VGPU_EXECS,  /* see graphs.c */
+	VGPU_TILES,    /* see tiles.c */
+	VGPU_ARRAYS,   /* see arrays.c */
+	VGPU_EXECS,    /* see graphs.c */
 	VGPU_CHANGED_EXECS,
+	VGPU_SHARES,   /* see shares.c */
+	VGPU_OPENED,   /* memory of cuIpcOpenMemHandle, see ipc.c */
+	VGPU_BINDINGS, /* see multicast.c */
 	VGPU_TABLE_COUNT,
 };
 struct vgpu_pointer {
@@ -212,6 +216,7 @@ struct vgpu_pointer {
 	struct vgpu_card *card;
 	uint64_t owner; /* of a pointer: its struct vgpu_pool */
 	uint64_t count; /* of a pointer: bytes of it that spilled, all or none */
+	uint64_t share; /* 0: no other process can have it */
 };
 int vgpu_pointer_add(enum vgpu_table table, const struct vgpu_pointer *pointer);
 bool vgpu_pointer_take(enum vgpu_table table, uint64_t address, struct vgpu_pointer *pointer);
@@ -264,7 +269,20 @@ void vgpu_graph_forget(CUgraphExec exec);
 
 /* ---- mem_virtual.c */
 void vgpu_virtual_forget_all(void);
+/* Memory by handle, by a number of its own: 0 = not known. */
+uint64_t vgpu_handle_hold(CUmemGenericAllocationHandle handle);
+uint64_t vgpu_mapping_hold(CUdeviceptr pointer);
+void vgpu_number_let_go(uint64_t number, uint64_t stream); /* 0: at once */
+struct vgpu_card *vgpu_number_card(uint64_t number);
+int vgpu_object_remember(CUmemGenericAllocationHandle handle);
+void vgpu_object_is_multicast(CUmemGenericAllocationHandle handle);
+/* ---- multicast.c */
+void vgpu_bindings_forget(uint64_t object);
+/* ---- ipc.c */
+void vgpu_opened_forget(CUcontext context);
+/* ---- tiles.c */
 void vgpu_tiles_forget(uint64_t array);
+void vgpu_tiles_forget_lock(void);
 
 /* ---- arrays.c */
 void vgpu_array_gone(const struct vgpu_pointer *entry);

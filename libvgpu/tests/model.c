@@ -33,9 +33,8 @@ struct object {
 struct walk {
 	uint64_t random;
 	bool alone; /* nobody else uses the cards */
-	unsigned int exports;
 	struct object objects[OBJECTS];
-	uint64_t charged[DEVICES]; /* by objects, by exports and not yet freed by streams */
+	uint64_t charged[DEVICES]; /* by objects, and not yet freed by streams */
 	uint64_t late[DEVICES];    /* of that, what streams are to free */
 	CUcontext primary[DEVICES], own[DEVICES];
 	CUmemoryPool pools[DEVICES][POOLS];
@@ -439,15 +438,14 @@ static void export_one(struct walk *walk)
 	CUmemGenericAllocationHandle imported;
 	int fd;
 
-	if (!object || object->kind != HANDLE || object->bytes > 4 * MIB || walk->exports > 5)
+	if (!object || object->kind != HANDLE)
 		return;
 	OK(cuMemExportToShareableHandle(&fd, object->value, FILE_DESCRIPTOR, 0));
 	OK(cuMemImportFromShareableHandle(&imported, (void *)(intptr_t)fd, FILE_DESCRIPTOR));
 	close(fd);
 	OK(cuMemRelease(imported));
 	OK(cuMemRelease(object->value));
-	*object = (struct object){0}; /* but charged for ever */
-	walk->exports++;
+	gone(walk, object);
 }
 
 /* ---- contexts */

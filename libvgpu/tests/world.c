@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -120,6 +121,12 @@ void world_grant_at(const char *directory, const char *name, const char *uuid, u
 	write_grant(directory, name, uuid, mib, NULL, 0);
 }
 
+void world_grant_both_at(const char *directory, const char *name, const char *uuid, uint64_t mib,
+			 const char *uuid2, uint64_t mib2)
+{
+	write_grant(directory, name, uuid, mib, uuid2, mib2);
+}
+
 struct vgpu_region *world_region(const char *name)
 {
 	int fd = open(world_path("grants/%s/region/region", name), O_RDWR | O_CLOEXEC);
@@ -209,4 +216,90 @@ void channel_hear(int fd)
 	char byte;
 
 	CHECK(read(fd, &byte, 1) == 1);
+}
+
+static int wire[2];
+
+void wire_open(void)
+{
+	OK(socketpair(AF_UNIX, SOCK_DGRAM, 0, wire));
+}
+
+void wire_send(int fd)
+{
+	union {
+		struct cmsghdr header;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control = {.header = {CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS}};
+	struct iovec byte = {"x", 1};
+	struct msghdr message = {.msg_iov = &byte,
+				 .msg_iovlen = 1,
+				 .msg_control = &control,
+				 .msg_controllen = sizeof(control)};
+
+	memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
+	IS(sendmsg(wire[1], &message, 0), 1);
+}
+
+int wire_receive(void)
+{
+	union {
+		struct cmsghdr header;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control;
+	char place;
+	struct iovec byte = {&place, 1};
+	struct msghdr message = {.msg_iov = &byte,
+				 .msg_iovlen = 1,
+				 .msg_control = &control,
+				 .msg_controllen = sizeof(control)};
+	int fd;
+
+	IS(recvmsg(wire[0], &message, 0), 1);
+	memcpy(&fd, CMSG_DATA(&control.header), sizeof(fd));
+	return fd;
+}
+
+struct order {
+	void (*function)(void);
+	int pid, signal;
+};
+static int orders[2];
+
+static int order(struct order what)
+{
+	int answer;
+
+	IS(write(orders[1], &what, sizeof(what)), sizeof(what));
+	IS(read(orders[1], &answer, sizeof(answer)), sizeof(answer));
+	return answer;
+}
+
+static void obey(void)
+{
+	struct order what;
+	int answer;
+
+	while (read(orders[0], &what, sizeof(what)) == (ssize_t)sizeof(what)) {
+		if (what.signal)
+			kill(what.pid, what.signal);
+		answer = what.function ? start_child(what.function) : wait_child(what.pid);
+		IS(write(orders[0], &answer, sizeof(answer)), sizeof(answer));
+	}
+}
+
+void starter_begin(void)
+{
+	OK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, orders));
+	start_child(obey);
+}
+
+int starter_start(void (*function)(void))
+{
+	return order((struct order){function, 0, 0});
+}
+
+int starter_end(int pid, int signal)
+{
+	return order((struct order){NULL, pid, signal});
 }

@@ -48,6 +48,8 @@ void world_grant(const char *name, const char *uuid, uint64_t mib, const char *u
 		 uint64_t mib2);
 /* The same below another directory of the world, for another tenant's VGPU_GRANT_ROOT. */
 void world_grant_at(const char *directory, const char *name, const char *uuid, uint64_t mib);
+void world_grant_both_at(const char *directory, const char *name, const char *uuid, uint64_t mib,
+			 const char *uuid2, uint64_t mib2);
 void world_write(const char *path, const void *data, size_t size);
 /* The mapped region of a grant, made by some process before. */
 struct vgpu_region *world_region(const char *name);
@@ -73,5 +75,14 @@ struct channel {
 void channel_open(struct channel *channel);
 void channel_tell(int fd);
 void channel_hear(int fd);
+/* One socket for descriptors, which all children have. */
+void wire_open(void);
+void wire_send(int fd);
+int wire_receive(void);
+/* Nobody may fork who has used the GPU: a process that has not starts the children, and
+ * kills them (signal 0: only waits). */
+void starter_begin(void);
+int starter_start(void (*function)(void));
+int starter_end(int pid, int signal);
 
 #endif
