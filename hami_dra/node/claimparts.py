@@ -60,12 +60,18 @@ class ClaimParts:
     async def plan(self, binding: Binding, known: ClaimRecord | None) -> Binding:
         """Take over what a claim has already, and make sure that the rest can be its own.
 
+        What it had and has no more, since it was allocated anew, is ended: the ledger is about to
+        forget it.
+
         Raises:
-            RetryError: An instance of somebody else is at a place; or the driver does not answer.
+            RetryError: An instance of somebody else is at a place, or a process uses one that the
+                claim has no more; or the driver does not answer.
         """
+        held = known.binding if known is not None else None
+        if held is not None and has_instances(held):
+            await self._partitions.drop(held, binding)
         if not has_instances(binding):
             return binding
-        held = known.binding if known is not None else None
         await self._partitions.check_free(binding, held)
         return self._partitions.plan(binding, held)
 

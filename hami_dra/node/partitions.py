@@ -136,12 +136,12 @@ class Partitions:
 
     def plan(self, binding: Binding, known: Binding | None) -> Binding:
         """Date the parts of a binding, and take over which instances it has already."""
-        held = {_place(part): part for part in self._own_parts(known)} if known else {}
+        held = {_name(part): part for part in self._own_parts(known)} if known else {}
 
         def date(device: BoundDevice) -> BoundDevice:
             if device.mig is None or not device.mig.dynamic:
                 return device
-            part = held.get(_place(device.mig), device.mig)
+            part = held.get(_name(device.mig), device.mig)
             return replace(device, mig=replace(part, boot_id=self._boot_id))
 
         return replace(binding, devices=tuple(date(device) for device in binding.devices))
@@ -154,10 +154,10 @@ class Partitions:
         Raises:
             RetryError: An instance of somebody else is; or the driver does not answer.
         """
-        held = {_place(part) for part in self._own_parts(known)} if known else set()
+        held = {_name(part) for part in self._own_parts(known)} if known else set()
         for device in binding.devices:
             part = device.mig
-            if part is None or not part.dynamic or _place(part) in held:
+            if part is None or not part.dynamic or _name(part) in held:
                 continue
             for found in await self._control.list_instances(part.card):
                 ours = (part.card, found.start, found.size) in self._ours
@@ -184,14 +184,14 @@ class Partitions:
             InstanceRefusedError: One was not made, and none of those is left that were new.
             RetryError: One cannot be made; what was made stays, recorded as the claim's.
         """
-        held = {_place(part) for part in self._own_parts(known)} if known else set()
+        held = {_name(part) for part in self._own_parts(known)} if known else set()
         devices: list[BoundDevice] = []
         new: list[BoundDevice] = []
         try:
             for device in binding.devices:
                 part = device.mig
                 if part is not None and part.dynamic:
-                    fresh = _place(part) not in held
+                    fresh = _name(part) not in held
                     part = await self._ensure(part, step, fresh=fresh)
                     new += [replace(device, mig=part)] if fresh else []
                 devices.append(replace(device, mig=part))
@@ -211,6 +211,24 @@ class Partitions:
             if found is not None:
                 await self._control.destroy(part.card, found.number)
                 _log.info("mig.ended", card=part.card, instance=found.number, start=part.start)
+
+    async def drop(self, held: Binding, binding: Binding) -> None:
+        """End the instances that a claim had and has no more. Idempotent.
+
+        Raises:
+            RetryError: See `destroy`.
+        """
+        kept = {_name(device.mig) for device in binding.devices if device.mig is not None}
+        stale = replace(
+            held,
+            devices=tuple(
+                device
+                for device in held.devices
+                if device.mig is not None and _name(device.mig) not in kept
+            ),
+        )
+        await self.destroy(stale)
+        self.disown(stale)
 
     @contextmanager
     def switching(self, uuids: Iterable[str]) -> Iterator[None]:
@@ -289,7 +307,7 @@ class Partitions:
         One at its place that has another UUID than ours had was made by somebody else since.
         """
         for found in await self._control.list_instances(part.card):
-            if (found.profile, found.start, found.size) == (part.profile, part.start, part.size):
+            if (part.card, found.profile, found.start, found.size) == _name(part):
                 uuids = {each.uuid for each in found.parts}
                 return found if not (part.uuid and uuids) or part.uuid in uuids else None
         return None
@@ -324,3 +342,8 @@ def whole_cards(bindings: Iterable[Binding]) -> frozenset[str]:
 
 def _place(part: BoundPart) -> Place:
     return part.card, part.start, part.size
+
+
+def _name(part: BoundPart) -> tuple[str, int, int, int]:
+    """Return what tells an instance from others: two profiles may have the same places."""
+    return part.card, part.profile, part.start, part.size

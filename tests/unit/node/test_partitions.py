@@ -482,3 +482,31 @@ async def test_what_somebody_makes_right_before_us_is_neither_taken_nor_ended(
         assert "has not made it" in await refuse(rig, ref)
         await rig.preparer.unprepare(ref)
     assert card.cards[CARD.uuid] == (theirs,)
+
+
+@pytest.mark.parametrize("step", ["", "ledger-intent"])
+async def test_a_claim_that_was_allocated_anew_leaves_nothing_of_its_old_instance(
+    tmp_path: Path, cluster: FakeCluster, step: str
+) -> None:
+    card = DividedCard(tmp_path)
+    card.put(CARD.uuid, replace(OTHERS, size=2, profile=14))
+    ref = await put_claim(cluster, make_claim("job", make_part()))
+    async with start(tmp_path, cluster, card) as rig:
+        card.show_to(rig)
+        await rig.preparer.prepare(ref)
+    await put_claim(cluster, make_claim("job", make_part("2g.10gb", 2)))
+    if step:
+        async with start(tmp_path, cluster, card, step=cut_after(step)) as rig:
+            await resume(rig, card)
+            with pytest.raises(PowerCut):
+                await rig.preparer.prepare(ref)
+    async with start(tmp_path, cluster, card) as rig:
+        await resume(rig, card)
+        await rig.preparer.prepare(ref)
+        assert card.places == [(0, 2), (2, 2)]
+        await put_claim(cluster, make_claim("job", make_part("1g.10gb", 2)))
+        await rig.preparer.prepare(ref)
+        assert [each.profile for each in card.cards[CARD.uuid]] == [14, 15]
+        await put_claim(cluster, make_claim("job", make_share(1)))
+        await rig.preparer.prepare(ref)
+        assert card.places == [(0, 2)]
