@@ -40,7 +40,8 @@ _PATH_EVENTS: Final = {
 }
 _DESCRIPTOR_CALLS: Final = ("write", "pwrite", "writev", "pwritev", "ftruncate", "fsync")
 _READING: Final = ("SELECT", "PRAGMA", "EXPLAIN")
-_CHANGING: Final = re.compile(r"nvml\w*(Create|Destroy|Set|Reset|Clear)")
+_CHANGING: Final = re.compile(r"nvml(?!(?:System)?EventSet)\w*(Create|Destroy|Set|Reset|Clear)")
+"""Functions that change a card; sets of events are the process's own."""
 _TARGET: Final = {"os.rename": 1, "os.link": 1, "os.symlink": 1}
 _AT: Final = {"os.remove": 1, "os.mkdir": 2, "os.rmdir": 1, "os.rename": 3, "os.chmod": 2}
 
