@@ -275,6 +275,7 @@ SIM nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t
 	memory->reserved = 0;
 	memory->used = used_of(device);
 	memory->free = memory->used < memory->total ? memory->total - memory->used : 0;
+	sim_nvml_limit(device, memory);
 	return NVML_SUCCESS;
 }
 

@@ -24,6 +24,7 @@ void sim_nvml_hang(nvmlDevice_t device); /* returns when the card does not hang 
 nvmlReturn_t sim_nvml_text(char *to, unsigned int length, const char *text);
 bool sim_nvml_is_mig(nvmlDevice_t device);
 bool sim_nvml_mig_lives(nvmlDevice_t device);
+void sim_nvml_limit(nvmlDevice_t device, nvmlMemory_v2_t *memory);
 nvmlReturn_t sim_nvml_find_mig(const char *uuid, nvmlDevice_t *found);
 
 #define CHECK(device)                                                                              \

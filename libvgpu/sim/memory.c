@@ -378,6 +378,7 @@ static CUresult info(uint64_t *available, uint64_t *total)
 	used = sim_used(context->card);
 	*total = sim_config()->cards[context->card].memory;
 	*available = used < *total ? *total - used : 0;
+	sim_limit_figures(context->card, total, available);
 	return CUDA_SUCCESS;
 }
 

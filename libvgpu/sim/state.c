@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "cgroups.h"
 #include "config.h"
 #include "managed.h"
 
@@ -291,6 +292,7 @@ static int join(int fd)
 	memset(self, 0, sizeof(*self));
 	self->pid = (uint32_t)getpid();
 	self->pid_namespace = pid_namespace();
+	sim_cgroup_of_self(self->cgroup);
 	self->live = 1;
 	return 0;
 }
@@ -339,7 +341,8 @@ static int change(int card, int64_t bytes, int contexts)
 		if (bytes > 0 && sum(card) + (uint64_t)bytes > config.cards[card].memory)
 			sim_drive_out(state, &config, card,
 				      sum(card) + (uint64_t)bytes - config.cards[card].memory);
-		if (bytes > 0 && sum(card) + (uint64_t)bytes > config.cards[card].memory) {
+		if (bytes > 0 && (sum(card) + (uint64_t)bytes > config.cards[card].memory ||
+				  (uint64_t)bytes > sim_cgroup_room(state, self->cgroup, card))) {
 			result = -ENOMEM;
 		} else {
 			use->used = bytes < 0 && use->used < (uint64_t)-bytes

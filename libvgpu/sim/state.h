@@ -23,6 +23,8 @@
 #define SIM_SHARED 1024
 #define SIM_RING 32
 #define SIM_BUCKET_NS 50000000u
+#define SIM_LIMITS 128 /* memory limits of control groups, over all cards */
+#define SIM_CGROUP 256
 
 struct sim_faults { /* what cards.ini says of a card's health; may change under processes */
 	bool hangs; /* no question to it is answered */
@@ -74,6 +76,7 @@ struct sim_use { /* of one card by one process */
 struct sim_process {
 	uint32_t live, pid;
 	uint64_t pid_namespace;
+	char cgroup[SIM_CGROUP]; /* when it first used a card; full path */
 	struct sim_use cards[SIM_UNITS];
 };
 
@@ -92,12 +95,20 @@ struct sim_instance { /* a GPU instance; its unit is SIM_CARDS + its place in th
 	struct sim_compute compute[SIM_COMPUTE];
 };
 
+struct sim_limit { /* of a control group on a card; see cgroups.c */
+	uint32_t live;
+	int32_t card;
+	uint64_t soft, hard;
+	char cgroup[SIM_CGROUP];
+};
+
 struct sim_state {
 	uint64_t magic;
 	uint64_t size;
 	uint64_t peak[SIM_UNITS];      /* the most that was ever used */
 	uint32_t mig_modes[SIM_CARDS]; /* 0: as cards.ini says, else 1 + the mode */
 	struct sim_instance instances[SIM_INSTANCES];
+	struct sim_limit limits[SIM_LIMITS];
 	struct sim_process processes[SIM_PROCESSES];
 	struct sim_shared shared[SIM_SHARED];
 };
@@ -125,6 +136,8 @@ struct sim_usage {
 };
 uint64_t sim_used(int card);
 uint64_t sim_on_host(int card);
+/* As a process of a limited control group is told. */
+void sim_limit_figures(int card, uint64_t *total, uint64_t *available);
 uint64_t sim_peak(int card);
 unsigned int sim_busy_percent(int card);
 /* The lock over all processes, and what it guards. */
