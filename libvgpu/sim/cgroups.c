@@ -27,10 +27,9 @@ void sim_cgroup_of_self(char path[SIM_CGROUP])
 	if (given)
 		snprintf(path, SIM_CGROUP, "%s", given);
 	while (file && fgets(line, sizeof(line), file))
-		if (strncmp(line, "0::/", 4) == 0) { /* version 2 */
-			line[strcspn(line, "\n")] = 0;
-			snprintf(path, SIM_CGROUP, "/sys/fs/cgroup%.200s", line + 3);
-		}
+		if (strncmp(line, "0::/", 4) == 0) /* version 2 */
+			snprintf(path, SIM_CGROUP, "/sys/fs/cgroup%.*s",
+				 (int)(strcspn(line, "\n") - 3), line + 3);
 	if (file)
 		fclose(file);
 }
