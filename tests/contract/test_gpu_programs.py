@@ -42,7 +42,13 @@ def test_memory_is_measured_under_two_libraries() -> None:
 
     assert done.returncode == 0, done.stderr
     for library in ("ours", "other"):
-        for what in ("cuMemAlloc until", "cuMemAllocAsync", "cuMemCreate", "eight processes"):
+        for what in (
+            "cuMemAlloc until",
+            "cuMemAllocAsync",
+            "cuMemCreate",
+            "eight processes",
+            "cuMemAlloc with",
+        ):
             (row,) = (
                 line for line in done.stdout.splitlines() if line.startswith(f"| {library}: {what}")
             )

@@ -162,6 +162,8 @@ class MemoryCase:
         target: MiB; None where there is nothing to be held to.
         slack_mib: How much may be missing: pieces, and what the driver keeps.
         needs_torch: Whether it runs with PyTorch.
+        beyond: The share is larger than the card by the target, and may use the host's memory;
+            what is measured is what goes beyond the card.
     """
 
     name: str
@@ -169,6 +171,7 @@ class MemoryCase:
     target: int | None = None
     slack_mib: int = 0
     needs_torch: bool = False
+    beyond: bool = False
 
     def row(self, library: str, mib: float | None) -> Row:
         """Return the case's row: never above the target, and not further below than the slack."""
@@ -190,6 +193,8 @@ MEMORY: Final = (
     MemoryCase("stream", "cuMemAllocAsync until there is no more", MEMORY_LIMIT_MIB, 64),
     MemoryCase("handles", "cuMemCreate until there is no more", MEMORY_LIMIT_MIB, 32),
     MemoryCase("race", "eight processes at once, together", MEMORY_LIMIT_MIB, 64),
+    MemoryCase("beyond", "cuMemAlloc with oversubscription, beyond the card", MEMORY_LIMIT_MIB, 32,
+               beyond=True),
     MemoryCase("context", "used by the driver for one context, uncharged"),
     MemoryCase("tensors", "PyTorch tensors until OutOfMemoryError", MEMORY_LIMIT_MIB, 128,
                needs_torch=True),

@@ -115,8 +115,8 @@ class Driver:
 
     # ---- memory
 
-    def allocate(self, kind: str, size: int) -> None:
-        """Take memory, for good.
+    def allocate(self, kind: str, size: int) -> int:
+        """Take memory, for good, and return its address or handle.
 
         Args:
             kind: plain, managed, stream or handles.
@@ -137,6 +137,14 @@ class Driver:
             self.call("cuMemCreate", byref(pointer), c_size_t(size), byref(prop), c_uint64(0))
         else:
             raise ValueError(f"{kind!r} is no kind of memory")
+        return pointer.value
+
+    def remembers(self, pointer: int, size: int) -> bool:
+        """Write to memory on the card, and say whether the host reads the same from it."""
+        back = (ctypes.c_ubyte * size)()
+        self.call("cuMemsetD8_v2", c_uint64(pointer), ctypes.c_ubyte(0x5A), c_size_t(size))
+        self.call("cuMemcpyDtoH_v2", back, c_uint64(pointer), c_size_t(size))
+        return bytes(back) == b"\x5a" * size
 
     # ---- work
 

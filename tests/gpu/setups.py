@@ -16,11 +16,12 @@ _FORGOTTEN: Final = ("LD_PRELOAD", "CUDA_VISIBLE_DEVICES")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """A share of one card; 0 = not limited."""
+    """A share of one card; 0 = not limited. `spill`: beyond the card is the host's memory."""
 
     uuid: str
     memory_mib: int = 0
     cores_percent: int = 0
+    spill: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,8 @@ class Setup:
         environment = {
             key: value
             for key, value in os.environ.items()
-            if key not in _FORGOTTEN and not key.startswith(("CUDA_DEVICE_", "VGPU_"))
+            if key not in _FORGOTTEN
+            and not key.startswith(("CUDA_DEVICE_", "CUDA_OVERSUBSCRIBE", "VGPU_"))
         }
         environment |= self.extra
         environment["PYTHONPATH"] = str(REPOSITORY)
@@ -61,6 +63,8 @@ class Setup:
         environment["GPU_CORE_UTILIZATION_POLICY"] = "force"
         if limits.memory_mib:
             environment["CUDA_DEVICE_MEMORY_LIMIT"] = f"{limits.memory_mib}m"
+        if limits.spill:
+            environment["CUDA_OVERSUBSCRIBE"] = "true"
         if limits.cores_percent:
             environment["CUDA_DEVICE_SM_LIMIT"] = str(limits.cores_percent)
         return environment
@@ -70,7 +74,11 @@ def _write_grant(limits: Limits, directory: Path) -> dict[str, str]:
     share = directory / "grants/claim_gpu"
     (share / "region").mkdir(parents=True, exist_ok=True)
     device = GrantDevice(
-        limits.uuid, limits.memory_mib * MIB, limits.cores_percent, core_policy="force"
+        limits.uuid,
+        limits.memory_mib * MIB,
+        limits.cores_percent,
+        core_policy="force",
+        spill=limits.spill,
     )
     content = encode_grant(Grant("claim", "gpu", (device,)))
     if not (share / "grant").exists():

@@ -66,16 +66,19 @@ def _tell_memory(request: dict[str, Any]) -> dict[str, Any]:
         return {"mib": 0}
     if request["kind"] == "told":
         return {"mib": driver.memory()[1] / MIB}
-    got = 0
+    kind = "plain" if request["kind"] == "beyond" else request["kind"]
+    got, last = 0, 0
     for piece in (_PIECE_MIB, 2):
         while got < request["most_mib"]:
             try:
-                driver.allocate(request["kind"], piece * MIB)
+                last = driver.allocate(kind, piece * MIB)
             except CudaError as error:
                 if error.code != OUT_OF_MEMORY:
                     raise
                 break
             got += piece
+    if request["kind"] == "beyond" and last and not driver.remembers(last, MIB):
+        raise RuntimeError("memory beyond the card does not keep what was written")
     return {"mib": got}
 
 
