@@ -33,6 +33,7 @@ class CardProcess:
             tell, or was not asked.
         inner_pid: In its own PID namespace; 0 if not known.
         start_ticks: When it began, as field 22 of /proc/<pid>/stat; 0 if not known.
+        pid_namespace: Inode of its PID namespace; 0 where this process may not ask.
     """
 
     uuid: str
@@ -42,6 +43,7 @@ class CardProcess:
     busy_percent: int | None = None
     inner_pid: int = 0
     start_ticks: int = 0
+    pid_namespace: int = 0
 
     @property
     def used_mib(self) -> int:
@@ -138,6 +140,7 @@ class NvmlProcesses:
                 busy_percent=None if percents is None else percents.get(pid, 0),
                 inner_pid=self._find_inner_pid(pid),
                 start_ticks=self._find_start(pid),
+                pid_namespace=self._find_namespace(pid),
             )
 
     def _read_busy(self, nvml: Any, handle: Any, uuid: str) -> dict[int, int] | None:
@@ -168,6 +171,13 @@ class NvmlProcesses:
         # The name stands in brackets and may hold anything, brackets too.
         fields = (self._read(pid, "stat") or "").rpartition(")")[2].split()
         return _read_number(fields[_START_TIME : _START_TIME + 1])
+
+    def _find_namespace(self, pid: int) -> int:
+        try:
+            link = str((self._proc / str(pid) / "ns/pid").readlink())  # "pid:[4026531836]"
+        except OSError:
+            return 0
+        return _read_number([link.removeprefix("pid:[").removesuffix("]")])
 
     def _read(self, pid: int, name: str) -> str | None:
         try:

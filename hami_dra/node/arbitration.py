@@ -410,6 +410,7 @@ def _describe_use(process: CardProcess) -> CardUse:
         pid=process.pid,
         inner_pid=process.inner_pid,
         start_ticks=process.start_ticks,
+        pid_namespace=process.pid_namespace,
         used_bytes=process.used_bytes,
         busy_permille=None if busy is None else busy * 10,
         pod_uid=place.pod_uid if place is not None else None,

@@ -96,6 +96,7 @@ class CardUse:
         pid: In the node's PID namespace.
         inner_pid: In its own; 0 if not known.
         start_ticks: When it began; 0 if not known.
+        pid_namespace: Inode of its PID namespace; 0 if not known.
         used_bytes: What it has, the driver's own part included.
         busy_permille: Of the card's time since the reading before; ``None``: not known.
         pod_uid: Of the pod that it runs in; ``None``: in none.
@@ -108,6 +109,7 @@ class CardUse:
     busy_permille: int | None = None
     inner_pid: int = 0
     start_ticks: int = 0
+    pid_namespace: int = 0
     pod_uid: str | None = None
     container_id: str = ""
 
@@ -204,7 +206,13 @@ class ProcessOwners:
         self._containers = {
             key: kept for key, names in self._containers.items() if (kept := names & known)
         }
-        return [self._find_one(by_pod.get((use.uuid, use.pod_uid), []), use, slots) for use in uses]
+        listed = list(uses)
+        found: dict[int, OwnedUse] = {}
+        # Largest first, as the slots: see `_take_slot`.
+        for number, use in sorted(enumerate(listed), key=lambda item: -item[1].used_bytes):
+            candidates = by_pod.get((use.uuid, use.pod_uid), [])
+            found[number] = self._find_one(candidates, use, slots)
+        return [found[number] for number in range(len(listed))]
 
     def _find_one(
         self, candidates: Sequence[Share], use: CardUse, slots: "dict[GrantName, _Slots]"
@@ -232,15 +240,21 @@ _Slots = dict[int, list[RegionProcess]]
 
 def _index_slots(view: RegionView) -> _Slots:
     slots: _Slots = {}
-    for process in view.processes:
+    for process in sorted(view.processes, key=lambda process: -sum(process.used_bytes)):
         slots.setdefault(process.pid, []).append(process)
     return slots
 
 
 def _take_slot(slots: _Slots, use: CardUse) -> RegionProcess | None:
-    """Return a process's slot; two of one number and start, in two pods, get one each."""
+    """Return a process's slot.
+
+    The first processes of two pods that share a claim have the same number, and perhaps the same
+    start. Where their namespaces cannot be told, the larger one gets the larger slot: then what
+    they have beside their charges is right together, whichever is whose.
+    """
     for slot in slots.get(use.inner_pid, []) if use.inner_pid else []:
-        if slot.start_time == use.start_ticks:
+        same = slot.start_time == use.start_ticks
+        if same and use.pid_namespace in {0, slot.pid_namespace}:
             slots[use.inner_pid].remove(slot)
             return slot
     return None

@@ -135,6 +135,8 @@ async def test_processes_are_known_by_their_number_inside_and_their_start(tmp_pa
     proc = make_proc(tmp_path, p10="", p11="")
     (proc / "10/status").write_text("Name:\tx\nNSpid:\t10\t3\t1\nVmPeak:\t5 kB\n")
     (proc / "10/stat").write_text("10 (a) b (c) S 1 " + " ".join(map(str, range(5, 60))) + "\n")
+    (proc / "10/ns").mkdir()
+    (proc / "10/ns/pid").symlink_to("pid:[4026531836]")
     (proc / "11/status").write_text("NSpid:\n")
     (proc / "11/stat").write_text("11 (cut")
 
@@ -142,6 +144,7 @@ async def test_processes_are_known_by_their_number_inside_and_their_start(tmp_pa
     found = await NvmlProcesses(load(nvml), proc=proc).list_processes()
 
     assert [(item.inner_pid, item.start_ticks) for item in found] == [(1, 22), (0, 0), (0, 0)]
+    assert [item.pid_namespace for item in found] == [4026531836, 0, 0]
 
 
 async def test_two_callers_are_answered_in_turn(tmp_path: Path) -> None:

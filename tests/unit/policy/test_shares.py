@@ -163,6 +163,33 @@ def test_two_processes_of_one_number_and_start_have_a_slot_each() -> None:
     assert sorted(item.charged_bytes for item in found) == [5 * MIB, 6 * MIB]
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_twins_have_their_overhead_together_right(order: int) -> None:
+    shares = [share("both", "p", "q")]
+    slots = {GrantName("both", "gpu"): region(slot(0, 1, 500, start=9), slot(1, 1, 700, start=9))}
+    uses = [use(1, "p", 550, start_ticks=9), use(101, "q", 750, start_ticks=9)][::order]
+    found = ProcessOwners().find(shares, uses, slots)
+
+    assert [item.use.used_bytes - item.charged_bytes for item in found] == [50 * MIB] * 2
+
+
+def test_twins_are_told_apart_by_their_namespaces_where_those_can_be_seen() -> None:
+    shares = [share("both", "p", "q")]
+    first, second = (
+        replace(slot(number, 1, mib, start=9), pid_namespace=number)
+        for number, mib in ((1, 5), (2, 6))
+    )
+    slots = {GrantName("both", "gpu"): region(first, second)}
+    uses = [
+        use(1, "p", 5, start_ticks=9, pid_namespace=1),
+        use(101, "q", 900, start_ticks=9, pid_namespace=2),
+        use(201, "q", 901, start_ticks=9, pid_namespace=3),
+    ]
+    found = ProcessOwners().find(shares, uses, slots)
+
+    assert [item.charged_bytes for item in found] == [5 * MIB, 6 * MIB, 0]
+
+
 # --- the driver's part
 
 
