@@ -61,9 +61,9 @@ UNPREPARE_STEPS: Final = (
 )
 CHANGE_STEPS: Final = ("limits-record", "limits-ledger", "limits-grant", "limits-metadata")
 
-_READS_AT_ONCE: Final = 8
-"""Claims that are read at a time. A connection with TLS holds a third of a MiB, for a minute; and
-the API server answers this many sooner than this process can take the answers."""
+_READS_AT_ONCE: Final = 4
+"""Claims that are read at a time: the API server answers this many sooner than this process can
+take the answers, and each connection with TLS holds memory for a minute."""
 
 Step = Callable[[str], None]
 T = TypeVar("T")

@@ -157,13 +157,11 @@ def _measure_floor(bed: Bed, claims: Sequence[dict[str, str]], report: Report) -
 
 def measure_memory(bed: Bed, claims: Sequence[dict[str, str]], report: Report) -> None:
     """Prepare and unprepare until ten thousand are done, and see what the process has grown by."""
-    report.say(
-        "RSS before the first Prepare, MiB", f"{read_usage(bed.cluster, 'node').rss_mib:.1f}"
-    )
+    report.say("RSS before the first Prepare, MiB", f"{_read_rss(bed):.1f}")
     sizes = []
     for _ in range(_PARTS):
         _call(bed, claims, rounds=ROUNDS // _PARTS, at_once=CLAIMS)
-        sizes.append(read_usage(bed.cluster, "node").rss_mib)
+        sizes.append(_read_rss(bed))
     count = CLAIMS * ROUNDS
     each = ", ".join(f"{size:.1f}" for size in sizes)
     report.say(f"RSS after every {count // _PARTS} prepares, MiB", each)
@@ -172,6 +170,23 @@ def measure_memory(bed: Bed, claims: Sequence[dict[str, str]], report: Report) -
     half = sizes[_PARTS // 2 :]
     slope = (half[-1] - half[0]) / (count / 2 / 1000) * (len(half) / (len(half) - 1))
     report.at_most("growth of RSS, KiB per 1000 prepares", slope * 1024, 100, f"{slope * 1024:.0f}")
+
+
+def _read_rss(bed: Bed) -> float:
+    """Return the resident MiB of the node process without the simulated cards it has mapped."""
+    pid = bed.cluster.process_status("node")["pid"]
+    sizes: dict[str, int] = {}
+    path = ""
+    for line in bed.cluster.run(["cat", f"/proc/{pid}/smaps"]).stdout.splitlines():
+        words = line.split(maxsplit=5)
+        if words[0] == "Rss:":
+            sizes[path] = sizes.get(path, 0) + int(words[1])
+        elif not words[0].endswith(":"):
+            path = words[5] if len(words) > 5 else ""
+    simulated = sum(
+        size for path, size in sizes.items() if path.startswith(f"{bed.driver.sim_dir}/")
+    )
+    return (sum(sizes.values()) - simulated) / 1024
 
 
 def measure_idle(bed: Bed, claims: Sequence[dict[str, str]], report: Report) -> None:

@@ -15,6 +15,7 @@ from hami_dra.kube import Api, connect
 from hami_dra.kubeletplugin.publisher import Publisher
 from hami_dra.policy.devices import describe_devices
 from hami_dra.policy.taints import CORDONED
+from hami_dra.service.logs import configure_logs
 from tests.cluster.simcards import make_cards
 
 DEVICES: Final = 16 * 7
@@ -58,5 +59,6 @@ async def run(node: str) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
+    configure_logs("warning")  # they would be among the figures
     for name, figures in asyncio.run(run(sys.argv[1])).items():
         sys.stdout.write(f"{name}: {' '.join(f'{each:.1f}' for each in figures)}\n")
