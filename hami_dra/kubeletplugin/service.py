@@ -11,7 +11,7 @@ later: transient faults are retried here, within the call.
 import asyncio
 import contextvars
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -164,8 +164,8 @@ class DraService:
         self, request: pb.NodePrepareResourcesRequest, _: object
     ) -> pb.NodePrepareResourcesResponse:
         refs = _list_refs(request.claims)
-        answers = await asyncio.gather(
-            *(self._answer("prepare", ref, self._handler.prepare) for ref in refs)
+        answers = await _wait_for_all(
+            [self._answer("prepare", ref, self._handler.prepare) for ref in refs]
         )
         response = pb.NodePrepareResourcesResponse()
         for ref, (devices, error) in zip(refs, answers, strict=True):
@@ -186,8 +186,8 @@ class DraService:
         self, request: pb.NodeUnprepareResourcesRequest, _: object
     ) -> pb.NodeUnprepareResourcesResponse:
         refs = _list_refs(request.claims)
-        answers = await asyncio.gather(
-            *(self._answer("unprepare", ref, self._handler.unprepare) for ref in refs)
+        answers = await _wait_for_all(
+            [self._answer("unprepare", ref, self._handler.unprepare) for ref in refs]
         )
         response = pb.NodeUnprepareResourcesResponse()
         for ref, (_done, error) in zip(refs, answers, strict=True):
@@ -242,6 +242,13 @@ class DraService:
             return await retry(
                 lambda: work(ref), retryable=is_transient, budget_seconds=self._budget_seconds
             )
+
+
+async def _wait_for_all(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Return all results; a call is nearly always for one claim, which needs no task of its own."""
+    if len(work) == 1:
+        return [await work[0]]
+    return await asyncio.gather(*work)
 
 
 def _name_devices(result: object) -> list[str]:

@@ -204,7 +204,7 @@ class Preparer:
             library=self._files.choose_library(known),
             boot_id=self._boot_id,
         )
-        base_ids = await self._in_thread(self._resolve_all, binding, gpus)
+        base_ids = await self._durable.do(partial(self._resolve_all, binding, gpus))
         await self._begin(record, list_capacities(binding, offers, self._parts.index()))
         self._step("ledger-intent")
         record = await self._parts.create(record, known)
@@ -418,7 +418,10 @@ class Preparer:
             yield
         self._step("unprepare-directories")
 
-    def _resolve_all(self, binding: Binding, gpus: Mapping[str, GpuFacts]) -> list[str]:
+    def _resolve_all(
+        self, binding: Binding, gpus: Mapping[str, GpuFacts], _: Writes
+    ) -> Generator[None, None, list[str]]:
+        yield from ()  # the card file is waited for where it is written, which is hardly ever
         return [self._files.base.resolve(device, gpus) for device in binding.devices]
 
     async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
