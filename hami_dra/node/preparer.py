@@ -331,7 +331,7 @@ class Preparer:
         if known is not None and has_instances(known.binding):
             await self._durable.do(partial(self._remove_specs, uid))
             await self._parts.destroy(known.binding)
-            await self._durable.do(partial(self._remove_directories, uid))
+            await self._in_thread(self._remove_directories, uid)
         else:
             await self._durable.do(partial(self._remove_files, uid))
         await self._ledger.remove(uid)
@@ -401,7 +401,7 @@ class Preparer:
 
     def _remove_files(self, uid: str, writes: Writes) -> Generator[None, None, None]:
         yield from self._remove_specs(uid, writes)
-        yield from self._remove_directories(uid, writes)
+        self._remove_directories(uid)
 
     def _remove_specs(self, uid: str, writes: Writes) -> Generator[None, None, None]:
         files = self._files
@@ -412,10 +412,8 @@ class Preparer:
             yield
         self._step("unprepare-metadata")
 
-    def _remove_directories(self, uid: str, writes: Writes) -> Generator[None, None, None]:
-        self._files.directories.remove(uid, writes)
-        with _explained(f"state directory {self._settings.state_dir}"):
-            yield
+    def _remove_directories(self, uid: str) -> None:
+        self._files.directories.remove(uid)
         self._step("unprepare-directories")
 
     def _resolve_all(

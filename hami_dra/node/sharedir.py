@@ -147,8 +147,10 @@ class ShareDirectories:
         except FileNotFoundError:
             return []
 
-    def remove(self, uid: str, writes: Writes | None = None) -> None:
-        """Remove a claim's directories: for good with `writes`, or when this returns. Idempotent.
+    def remove(self, uid: str) -> None:
+        """Remove a claim's directories. Idempotent.
+
+        A power cut may bring them back; what belongs to no claim is removed at the next start.
 
         Raises:
             RetryError: Something cannot be removed at the moment.
@@ -157,10 +159,6 @@ class ShareDirectories:
         try:
             if directory.exists():
                 shutil.rmtree(directory)
-                if writes is None:
-                    sync_directory(self._root)
-                else:
-                    writes.sync(self._root)
         except OSError as error:
             raise RetryError(f"{directory} cannot be removed: {error}") from error
 

@@ -88,7 +88,6 @@ UNPREPARE = [
     f"rmdir {CLAIM}/gpu/region",
     f"rmdir {CLAIM}/gpu",
     f"rmdir {CLAIM}",
-    "fsync claims",
     "sql BEGIN IMMEDIATE",
     "sql DELETE FROM claims",
     "sql COMMIT",
