@@ -1,6 +1,7 @@
 """Work that is cheaper for many at once: what arrives while one group is done is the next group.
 
-Nobody waits for others to come: a lone job is a group of one. Made for writes whose cost is that of
+Nobody waits for others to come, but for the turn of the event loop: what tasks ask for that were
+woken together is one group, and a lone job is a group of one. Made for writes whose cost is that of
 becoming durable, not of being written.
 """
 
@@ -36,6 +37,7 @@ class Groups(Generic[Job, Result]):
         self._executor = executor
         self._most = most
         self._waiting: list[tuple[Job, asyncio.Future[Result]]] = []
+        self._scheduled = False
         self._running: asyncio.Future[Sequence[Result | Exception]] | None = None
 
     async def do(self, job: Job) -> Result:
@@ -46,13 +48,16 @@ class Groups(Generic[Job, Result]):
         Raises:
             Exception: What `work` returned, or raised for the whole group.
         """
-        done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Result] = loop.create_future()
         self._waiting.append((job, done))
-        if self._running is None:
-            self._begin()
+        if self._running is None and not self._scheduled:
+            self._scheduled = True
+            loop.call_soon(self._begin)
         return await done
 
     def _begin(self) -> None:
+        self._scheduled = False
         # Who gave up while waiting wants nothing done.
         self._waiting = [(job, done) for job, done in self._waiting if not done.cancelled()]
         group, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
@@ -61,7 +66,13 @@ class Groups(Generic[Job, Result]):
             return
         jobs = [job for job, _ in group]
         loop = asyncio.get_running_loop()
-        self._running = loop.run_in_executor(self._executor, self._work, jobs)
+        try:
+            self._running = loop.run_in_executor(self._executor, self._work, jobs)
+        except RuntimeError as error:  # the thread is gone
+            self._running = None
+            for _, done in group:
+                done.set_exception(error)
+            return
         self._running.add_done_callback(lambda running: self._finish(group, running))
 
     def _finish(

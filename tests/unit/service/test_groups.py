@@ -27,10 +27,32 @@ class Work:
         return [ValueError(f"{job} is odd") if job % 2 else job * 10 for job in jobs]
 
 
-async def _start(groups: Groups[int, int], *jobs: int) -> list[asyncio.Task[int]]:
-    tasks = [asyncio.create_task(groups.do(job)) for job in jobs]
+async def _start(groups: Groups[int, int], first: int, *jobs: int) -> list[asyncio.Task[int]]:
+    """Let the first job begin alone, and the others come meanwhile."""
+    tasks = [asyncio.create_task(groups.do(first))]
+    for _ in range(2):  # to be asked for, and to begin
+        await asyncio.sleep(0)
+    tasks += [asyncio.create_task(groups.do(job)) for job in jobs]
     await asyncio.sleep(0)
     return tasks
+
+
+async def test_what_is_asked_for_in_one_turn_is_one_group() -> None:
+    work = Work()
+    work.go_on.set()
+    with ThreadPoolExecutor(1) as executor:
+        groups: Groups[int, int] = Groups(work, executor)
+        assert await asyncio.gather(*(groups.do(job) for job in (0, 2, 4))) == [0, 20, 40]
+    assert work.groups == [[0, 2, 4]]
+
+
+async def test_without_its_thread_nobody_waits_for_ever() -> None:
+    executor = ThreadPoolExecutor(1)
+    groups: Groups[int, int] = Groups(Work(), executor)
+    executor.shutdown()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="shutdown"):
+            await groups.do(0)
 
 
 async def test_what_arrives_meanwhile_is_the_next_group() -> None:
