@@ -47,7 +47,7 @@ class Bed:
     @classmethod
     def make(cls, cluster: Cluster) -> Bed:
         """Install what a node process needs, and a container's credentials for it."""
-        # As in an image: a process that has to compile them is 10 MiB larger for its whole life.
+        # As in an image, also where Python is told not to write what it compiles.
         compileall.compile_dir(ROOT / "hami_dra", quiet=1)
         cards = [
             replace(
