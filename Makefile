@@ -20,8 +20,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HAMI_DRA_BUILD_DIR := $(CURDIR)/$(NATIVE)
 
 .PHONY: demo test preflight native tools lint unit contract oracle native-test cluster-test test-chaos \
-        test-matrix test-nightly sanitize bench bench-webhook bench-libvgpu bench-compute bench-node \
-        gpu-test gpu-bench lock proto clean help
+        test-matrix test-nightly sanitize bench bench-webhook bench-libvgpu bench-memory bench-compute \
+        bench-node gpu-test gpu-bench lock proto clean help
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -113,6 +113,11 @@ bench-webhook: $(VENV) tools ## Speed and memory of admission, beside their targ
 bench-libvgpu: $(VENV) native ## What libvgpu adds to calls and starts; with valgrind, instructions too
 	@python libvgpu/bench/calls.py $(NATIVE) \
 	  $$(command -v valgrind >/dev/null && echo --instructions || true)
+
+bench-memory: $(VENV) native ## 10,000 kills and 300 starts at once, beside their targets; a million operations of the models (20 minutes)
+	@LD_LIBRARY_PATH=$(NATIVE)/sim:$(NATIVE)/src LD_PRELOAD=$(NATIVE)/src/libvgpu-test.so $(NATIVE)/bench/kills 10000 --gate
+	@python libvgpu/bench/calls.py $(NATIVE) --starts
+	@VGPU_MODEL_OPERATIONS=1000000 meson test -C $(NATIVE) --no-rebuild --timeout-multiplier 60 model exchange
 
 bench-compute: $(VENV) native ## The compute limit: the whole grid in virtual time, and what a launch costs (3 minutes)
 	@$(NATIVE)/bench/controller

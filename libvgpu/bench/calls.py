@@ -114,10 +114,12 @@ def main() -> None:
     parser.add_argument("build", type=Path)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--instructions", action="store_true")
+    parser.add_argument("--starts", action="store_true", help="nothing but starts of processes")
     options = parser.parse_args()
     program = (options.build / "bench" / "bench-calls").resolve()
     library = (options.build / "src" / "libvgpu-test.so").resolve()
-    measure_calls(program, library, options.rounds)
+    if not options.starts:
+        measure_calls(program, library, options.rounds)
     measure_starts(program, library, options.rounds)
     if options.instructions:
         count_calls(program, library)

@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Processes that allocate, free, give each other memory and take it are killed at
+ * random moments; others go on working.
+ *
+ *   kills [COUNT [--gate]]
+ *
+ * Prints how long it took until the dead ones' bytes were back, seen by a process that
+ * asks cuMemGetInfo every millisecond, and how long calls of a bystander took within
+ * 20 ms of a kill and otherwise. The books must be right after every kill; with --gate
+ * the times must be within the targets, too (which a busy machine can miss).
+ */
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "world.h"
+
+#define VICTIMS 6
+#define LIMIT_MIB 3000
+#define BOARD 4
+#define CALLS 4000000
+#define AFTER_NS 20000000u
+#define BACK_NS 1000000000u
+#define DELAY_NS 1000000u
+
+static struct shared {
+	CUipcMemHandle handles[BOARD]; /* torn ones are refused */
+	uint64_t killed_ns;            /* when the last one was */
+	int dead;                      /* for the looker: whose slot must go */
+	uint64_t back_ns;
+	bool stop;
+	uint32_t near_count, far_count;
+	uint32_t near_ns[CALLS], far_ns[CALLS];
+} *shared;
+static struct channel talk, bystander_talk;
+
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void nap_us(unsigned int us)
+{
+	struct timespec nap = {.tv_nsec = (long)us * 1000};
+
+	nanosleep(&nap, NULL);
+}
+
+static void create_and_release(uint64_t bytes)
+{
+	CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+				    .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
+	CUmemGenericAllocationHandle handle, imported;
+	int fd;
+
+	if (cuMemCreate(&handle, bytes, &prop, 0) != CUDA_SUCCESS)
+		return;
+	OK(cuMemExportToShareableHandle(&fd, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
+	OK(cuMemImportFromShareableHandle(&imported, (void *)(intptr_t)fd,
+					  CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR));
+	close(fd);
+	OK(cuMemRelease(handle));
+	OK(cuMemRelease(imported));
+}
+
+static void victim(void)
+{
+	CUdeviceptr pointers[16] = {0}, opened;
+	unsigned int i = (unsigned int)getpid();
+
+	use_gpu();
+	for (;; i = i * 1103515245u + 12345u) {
+		CUdeviceptr *place = &pointers[(i >> 8) % 16];
+		uint64_t bytes = (1 + (i >> 12) % 16) * 2 * MIB;
+
+		if (*place)
+			OK(cuMemFree_v2(*place));
+		*place = 0;
+		switch ((i >> 16) % 6) {
+		case 0:
+			cuMemAllocAsync(place, bytes, NULL);
+			break;
+		case 1:
+			create_and_release(bytes);
+			break;
+		case 2:
+			if (cuIpcOpenMemHandle_v2(&opened, shared->handles[(i >> 20) % BOARD], 1) ==
+			    CUDA_SUCCESS)
+				OK(cuIpcCloseMemHandle(opened));
+			break;
+		default:
+			if (cuMemAlloc_v2(place, bytes) == CUDA_SUCCESS && (i >> 20) % 4 == 0)
+				OK(cuIpcGetMemHandle(&shared->handles[(i >> 24) % BOARD], *place));
+		}
+	}
+}
+
+static void bystander(void)
+{
+	use_gpu();
+	channel_tell(bystander_talk.up[1]);
+	while (!__atomic_load_n(&shared->stop, __ATOMIC_RELAXED)) {
+		uint64_t from = now_ns(), until;
+		CUdeviceptr pointer;
+
+		if (cuMemAlloc_v2(&pointer, 2 * MIB) == CUDA_SUCCESS)
+			OK(cuMemFree_v2(pointer));
+		until = now_ns();
+		if (until - __atomic_load_n(&shared->killed_ns, __ATOMIC_RELAXED) < AFTER_NS) {
+			if (shared->near_count < CALLS)
+				shared->near_ns[shared->near_count++] = (uint32_t)(until - from);
+		} else if (shared->far_count < CALLS) {
+			shared->far_ns[shared->far_count++] = (uint32_t)(until - from);
+		}
+		nap_us(200);
+	}
+}
+
+static bool is_back(const struct vgpu_region *region)
+{
+	for (int i = 0; i < VGPU_REGION_SLOTS; i++)
+		if (region->slots[i].state == VGPU_SLOT_LIVE &&
+		    region->slots[i].pid == (uint32_t)shared->dead)
+			return false;
+	return true;
+}
+
+static void look(void)
+{
+	struct vgpu_region *region;
+	size_t available, total;
+
+	use_gpu();
+	OK(cuMemFree_v2(must_alloc(2)));
+	region = world_region("uid_gpu");
+	for (;;) {
+		channel_tell(talk.up[1]);
+		channel_hear(talk.down[0]);
+		do {
+			OK(cuMemGetInfo_v2(&available, &total));
+			shared->back_ns = now_ns() - shared->killed_ns;
+			if (is_back(region))
+				break;
+			nap_us(1000);
+		} while (shared->back_ns < 10 * (uint64_t)BACK_NS);
+		CHECK(is_back(region));
+		CHECK(region->devices[0].used_bytes <= LIMIT_MIB * MIB);
+	}
+}
+
+static int compare(const void *a, const void *b)
+{
+	uint32_t left = *(const uint32_t *)a, right = *(const uint32_t *)b;
+
+	return left < right ? -1 : left > right;
+}
+
+static double at_us(uint32_t *values, uint32_t count, double part)
+{
+	if (!count)
+		return 0;
+	qsort(values, count, sizeof(*values), compare);
+	return values[(uint32_t)((count - 1) * part)] / 1e3;
+}
+
+static void all_of_it(void)
+{
+	use_gpu();
+	must_alloc(LIMIT_MIB);
+}
+
+int main(int argc, char **argv)
+{
+	int count = argc > 1 ? atoi(argv[1]) : 300, victims[VICTIMS], looker, other;
+	bool gate = argc > 2 && strcmp(argv[2], "--gate") == 0, late;
+	uint32_t *back = calloc((size_t)count + 1, sizeof(*back));
+	double p99;
+
+	world();
+	world_grant("uid_gpu", CARD_A, LIMIT_MIB, NULL, 0);
+	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+		      0);
+	CHECK(back && shared != MAP_FAILED);
+	channel_open(&talk);
+	channel_open(&bystander_talk);
+	looker = start_child(look);
+	channel_hear(talk.up[0]);
+	other = start_child(bystander);
+	channel_hear(bystander_talk.up[0]);
+	for (int i = 0; i < VICTIMS; i++)
+		victims[i] = start_child(victim);
+	srand(7);
+	for (int i = 0; i < count; i++) {
+		int *one = &victims[rand() % VICTIMS];
+
+		nap_us((unsigned int)rand() % 10000);
+		shared->dead = *one;
+		kill(*one, SIGKILL);
+		__atomic_store_n(&shared->killed_ns, now_ns(), __ATOMIC_SEQ_CST);
+		IS(wait_child(*one), 128 + SIGKILL);
+		channel_tell(talk.down[1]);
+		channel_hear(talk.up[0]);
+		back[i] = (uint32_t)(shared->back_ns / 1000);
+		*one = start_child(victim);
+	}
+	__atomic_store_n(&shared->stop, true, __ATOMIC_RELAXED);
+	OK(wait_child(other));
+	kill(looker, SIGKILL);
+	wait_child(looker);
+	for (int i = 0; i < VICTIMS; i++) {
+		kill(victims[i], SIGKILL);
+		wait_child(victims[i]);
+	}
+	OK(in_child(all_of_it));
+	IS(card_used(0), 0);
+	p99 = at_us(shared->near_ns, shared->near_count, 0.99);
+	qsort(back, (size_t)count, sizeof(*back), compare);
+	printf("kills        %d: bytes back after %.1f ms (median), %.1f ms (p99), %.1f ms "
+	       "(worst); "
+	       "target 1000 ms\n",
+	       count, back[count / 2] / 1e3, back[(int)((count - 1) * 0.99)] / 1e3,
+	       back[count - 1] / 1e3);
+	printf("bystander    an allocation and its end within 20 ms of a kill: %.1f us (median), "
+	       "%.1f us (p99) of %u; otherwise %.1f us (median), %.1f us (p99) of %u; target: 1000 "
+	       "us "
+	       "more at p99\n",
+	       at_us(shared->near_ns, shared->near_count, 0.5), p99, shared->near_count,
+	       at_us(shared->far_ns, shared->far_count, 0.5),
+	       at_us(shared->far_ns, shared->far_count, 0.99), shared->far_count);
+	late = back[count - 1] > BACK_NS / 1000 ||
+	       p99 - at_us(shared->far_ns, shared->far_count, 0.99) > DELAY_NS / 1e3;
+	return gate && late;
+}
