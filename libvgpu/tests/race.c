@@ -2,6 +2,8 @@
 /* 64 processes grab a share in small pieces, by each of the calls that allocate: it
  * is used up to the last byte, and not one byte more, as the card itself sees it.
  * Then all give everything back. */
+#include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "world.h"
@@ -15,6 +17,8 @@ struct way {
 	CUresult (*grab)(uint64_t *piece);
 	CUresult (*drop)(uint64_t piece);
 };
+
+static struct channel go, done;
 
 static CUresult alloc(uint64_t *piece)
 {
@@ -187,6 +191,149 @@ static CUresult free_and_trim(uint64_t piece)
 	return result ? result : cuDeviceGraphMemTrim(0);
 }
 
+static CUresult alloc_narrow_rows(uint64_t *piece)
+{
+	CUdeviceptr_v1 pointer = 0;
+	unsigned int pitch;
+	CUresult result = cuMemAllocPitch(&pointer, &pitch, 2048, PIECE / 2048, 4);
+
+	*piece = pointer;
+	return result;
+}
+
+static CUresult make_array_v1(uint64_t *piece)
+{
+	CUDA_ARRAY_DESCRIPTOR_v1 what = {1024, 512, CU_AD_FORMAT_FLOAT, 1};
+	CUarray array = NULL;
+	CUresult result = cuArrayCreate(&array, &what);
+
+	*piece = (uintptr_t)array;
+	return result;
+}
+
+static CUresult make_solid_v1(uint64_t *piece)
+{
+	CUDA_ARRAY3D_DESCRIPTOR_v1 what = {64, 64, 128, CU_AD_FORMAT_FLOAT, 1, 0};
+	CUarray array = NULL;
+	CUresult result = cuArray3DCreate(&array, &what);
+
+	*piece = (uintptr_t)array;
+	return result;
+}
+
+static CUresult alloc_async_ptsz(uint64_t *piece)
+{
+	CUdeviceptr pointer = 0;
+	CUresult result = cuMemAllocAsync_ptsz(&pointer, PIECE, NULL);
+
+	*piece = pointer;
+	return result;
+}
+
+static CUresult alloc_from_pool_legacy(uint64_t *piece)
+{
+	CUdeviceptr pointer = 0;
+	CUmemoryPool pool;
+	CUresult result;
+
+	OK(cuDeviceGetDefaultMemPool(&pool, 0));
+	result = cuMemAllocFromPoolAsync(&pointer, PIECE, pool, NULL);
+	*piece = pointer;
+	return result;
+}
+
+/* ---- memory that another tenant has made */
+
+#define GIVEN_PIECE (2 * PIECE)    /* of which lists hold enough */
+#define GIVEN (LIMIT_MIB / 4 + 32) /* some more than there is room for */
+
+static struct given {
+	CUipcMemHandle handles[GIVEN];
+	int descriptors[GIVEN]; /* of the giver; all have them by its /proc */
+	int giver;
+	unsigned int next;
+} *given;
+
+static void give_away(void)
+{
+	CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+				    .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
+	CUmemGenericAllocationHandle handle;
+	CUdeviceptr pointer;
+
+	setenv("VGPU_GRANT_ROOT", world_path("givers"), 1);
+	use_gpu();
+	for (int i = 0; i < GIVEN; i++) {
+		OK(cuMemAlloc_v2(&pointer, GIVEN_PIECE));
+		OK(cuIpcGetMemHandle(&given->handles[i], pointer));
+		OK(cuMemCreate(&handle, GIVEN_PIECE, &prop, 0));
+		OK(cuMemExportToShareableHandle(&given->descriptors[i], handle,
+						CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
+	}
+	channel_tell(go.up[1]);
+	pause();
+}
+
+/* Each piece is opened once: who is charged for it is another matter (exchange.c). */
+static unsigned int next_given(void)
+{
+	return __atomic_fetch_add(&given->next, 1, __ATOMIC_SEQ_CST) % GIVEN;
+}
+
+static CUresult open_given(uint64_t *piece)
+{
+	CUdeviceptr pointer = 0;
+	CUresult result = cuIpcOpenMemHandle_v2(&pointer, given->handles[next_given()],
+						CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS);
+
+	*piece = pointer;
+	return result;
+}
+
+static CUresult close_given(uint64_t piece)
+{
+	return cuIpcCloseMemHandle(piece);
+}
+
+/* A copy of the giver's open file, as if it had been sent. */
+static int descriptor_of_giver(int number)
+{
+	int process = (int)syscall(SYS_pidfd_open, given->giver, 0);
+	int fd = process < 0 ? -1 : (int)syscall(SYS_pidfd_getfd, process, number, 0);
+
+	if (process >= 0)
+		close(process);
+	if (fd < 0)
+		_Exit(77);
+	return fd;
+}
+
+static CUresult map_given(uint64_t *piece)
+{
+	int fd = descriptor_of_giver(given->descriptors[next_given()]);
+	CUmemGenericAllocationHandle handle;
+	CUdeviceptr space;
+	CUresult result;
+
+	OK(cuMemImportFromShareableHandle(&handle, (void *)(intptr_t)fd,
+					  CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR));
+	close(fd);
+	OK(cuMemAddressReserve(&space, GIVEN_PIECE, 0, 0, 0));
+	result = cuMemMap(space, GIVEN_PIECE, 0, handle, 0);
+	OK(cuMemRelease(handle));
+	if (result != CUDA_SUCCESS)
+		OK(cuMemAddressFree(space, GIVEN_PIECE));
+	*piece = space;
+	return result;
+}
+
+static CUresult unmap_given(uint64_t piece)
+{
+	CUresult result = cuMemUnmap(piece, GIVEN_PIECE);
+
+	return result ? result : cuMemAddressFree(piece, GIVEN_PIECE);
+}
+
 static const struct way ways[] = {
 	{"cuMemAlloc_v2", alloc, give_back},
 	{"cuMemAlloc", alloc_narrow, give_back},
@@ -198,11 +345,17 @@ static const struct way ways[] = {
 	{"cuMipmappedArrayCreate", make_levels, drop_levels},
 	{"cuMemAllocAsync", alloc_async, free_async},
 	{"cuMemAllocFromPoolAsync_ptsz", alloc_from_pool, free_async},
+	{"cuMemAllocPitch", alloc_narrow_rows, give_back},
+	{"cuArrayCreate", make_array_v1, drop_array},
+	{"cuArray3DCreate", make_solid_v1, drop_array},
+	{"cuMemAllocAsync_ptsz", alloc_async_ptsz, free_async},
+	{"cuMemAllocFromPoolAsync", alloc_from_pool_legacy, free_async},
 	{"cuImportExternalMemory", import, drop_import},
 	{"cuGraphLaunch", launch, free_and_trim},
+	{"cuIpcOpenMemHandle_v2", open_given, close_given},
+	{"cuMemImportFromShareableHandle", map_given, unmap_given},
 };
 static const struct way *way;
-static struct channel go, done;
 
 static void grab(void)
 {
@@ -247,8 +400,10 @@ static void race(void)
 	IS(region->devices[0].used_bytes, LIMIT_MIB * MIB);
 	IS(region->devices[0].peak_bytes, LIMIT_MIB * MIB);
 	IS(sum, LIMIT_MIB * MIB);
-	IS(card_used(0), LIMIT_MIB * MIB);
-	IS(card_peak(0), LIMIT_MIB * MIB);
+	if (!given->giver) { /* else the card has what the giver has, once */
+		IS(card_used(0), LIMIT_MIB * MIB);
+		IS(card_peak(0), LIMIT_MIB * MIB);
+	}
 	for (int i = 0; i < PROCESSES; i++)
 		channel_tell(done.down[1]);
 	for (int i = 0; i < PROCESSES; i++)
@@ -260,10 +415,18 @@ int main(void)
 {
 	world();
 	world_grant("uid_gpu", CARD_A, LIMIT_MIB, NULL, 0);
+	world_grant_at("givers", "uid2_gpu", CARD_A, 2 * GIVEN * GIVEN_PIECE / MIB + 64);
+	given = mmap(NULL, sizeof(*given), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+		     0);
+	CHECK(given != MAP_FAILED);
 	channel_open(&go);
 	channel_open(&done);
 	for (size_t i = 0; i < sizeof(ways) / sizeof(ways[0]); i++) {
 		way = &ways[i];
+		if (way->grab == open_given) {
+			given->giver = start_child(give_away);
+			channel_hear(go.up[0]);
+		}
 		fprintf(stderr, "%s\n", way->name);
 		race();
 	}
