@@ -109,6 +109,7 @@ SIM CUresult cuInit(unsigned int flags)
 	if (!initialised) {
 		enumerate();
 		sim_pools_start();
+		sim_faults_start();
 		result = device_count ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE;
 		initialised = result == CUDA_SUCCESS;
 		if (initialised && !atfork_set) {
@@ -322,7 +323,7 @@ CUresult sim_usable(CUcontext *context)
 		return CUDA_ERROR_INVALID_CONTEXT;
 	if (!(*context)->alive)
 		return CUDA_ERROR_CONTEXT_IS_DESTROYED;
-	return sim_lost((*context)->card) ? CUDA_ERROR_DEVICE_UNAVAILABLE : CUDA_SUCCESS;
+	return sim_lost((*context)->card) || sim_fault_lost() ? CUDA_ERROR_DEVICE_UNAVAILABLE : CUDA_SUCCESS;
 }
 
 static CUresult start(CUcontext context, CUdevice device, unsigned int flags)

@@ -36,4 +36,8 @@ CUresult sim_free_late(CUdeviceptr pointer, uint64_t when_ns);
 int sim_take_from_card(int card, size_t bytes); /* with sim_mutex held */
 void sim_reap_late(void);                       /* with sim_mutex held */
 
+/* ---- faults.c */
+void sim_faults_start(void);
+bool sim_fault_lost(void);
+
 #endif

@@ -28,6 +28,7 @@ static bool loaded, atfork_set;
 static struct sim_state *state;
 static struct sim_process *self;
 static int self_fd = -1, pids_fd = -1;
+int (*sim_before_taking)(void);
 
 void sim_path(char *path, size_t size, const char *name)
 {
@@ -323,6 +324,9 @@ static int change(int card, int64_t bytes, int contexts)
 	struct sim_use *use;
 	int fd, result;
 
+	result = bytes > 0 && sim_before_taking ? sim_before_taking() : 0;
+	if (result != 0)
+		return result;
 	pthread_mutex_lock(&mutex);
 	fd = enter();
 	if (fd < 0) {

@@ -181,6 +181,18 @@ static void remember(const struct stay *stay, CUgraphExec exec, uint64_t stream)
 	}
 }
 
+/* By the driver. Which of the cards had no memory it does not say: the first counts. */
+static void count_refused(const struct stay *stay)
+{
+	struct vgpu_card *card = NULL;
+
+	for (CUdevice device = 0; device < DEVICES && !card; device++)
+		if (stay->devices >> device & 1)
+			card = vgpu_pool_card(stay->pools[device]);
+	if (card)
+		vgpu_count_driver_oom(card);
+}
+
 static CUresult run(int real_index, CUgraphExec exec, CUstream stream, bool per_thread, bool paced)
 {
 	uint64_t name = vgpu_stream_name(stream, per_thread);
@@ -200,6 +212,8 @@ static CUresult run(int real_index, CUgraphExec exec, CUstream stream, bool per_
 	result = vgpu_pace_leave(&launch, real(exec, stream));
 	if (stay.devices)
 		leave(&stay, result == CUDA_SUCCESS);
+	if (stay.devices && result == CUDA_ERROR_OUT_OF_MEMORY)
+		count_refused(&stay);
 	if (stay.devices && result == CUDA_SUCCESS)
 		remember(&stay, exec, name);
 	return result;

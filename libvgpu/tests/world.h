@@ -60,6 +60,8 @@ CUdeviceptr must_alloc(uint64_t mib);
 
 /* What all processes use of a card, and the most that they ever did, as the
  * simulated driver knows it. */
+/* What goes wrong in the driver from now on, in this process: see sim/faults.c. */
+bool simFault(const char *text);
 void simCardUse(int card, uint64_t *used, uint64_t *peak);
 uint64_t card_used(int card);
 uint64_t card_peak(int card);
