@@ -85,7 +85,7 @@ test-nightly: preflight $(VENV) native tools ## The laws of admission with 10000
 	@HAMI_DRA_EXAMPLES=$${HAMI_DRA_EXAMPLES:-100000} pytest -q -s \
 	  tests/unit/webhook/test_laws.py tests/cluster/test_properties.py
 
-sanitize: $(VENV) ## The C tests under the address, undefined behaviour and thread sanitizers
+sanitize: $(VENV) native ## The C tests under the address, undefined behaviour and thread sanitizers
 	@echo "==> C tests under ASan and UBSan: $(ASAN)"
 	@test -f $(ASAN)/build.ninja || meson setup $(ASAN) libvgpu -Db_sanitize=address,undefined >/dev/null
 	@ninja -C $(ASAN) --quiet
@@ -94,6 +94,10 @@ sanitize: $(VENV) ## The C tests under the address, undefined behaviour and thre
 	@test -f $(TSAN)/build.ninja || meson setup $(TSAN) libvgpu -Db_sanitize=thread >/dev/null
 	@ninja -C $(TSAN) --quiet
 	@meson test -C $(TSAN) --print-errorlogs --no-rebuild
+	@if command -v valgrind >/dev/null; then echo "==> Some of them under valgrind, of the plain build"; \
+	  ninja -C $(NATIVE) --quiet; meson test -C $(NATIVE) --print-errorlogs --no-rebuild --timeout-multiplier 4 \
+	    --wrapper 'valgrind -q --error-exitcode=9 --trace-children=yes' limit virtual arrays graphs ipc; \
+	  else echo "==> No valgrind here: left out"; fi
 
 lint: $(VENV) native ## ruff, mypy, import-linter, clang-format, clang-tidy
 	@echo "==> lint"

@@ -173,6 +173,9 @@ uint64_t card_peak(int card)
 	return peak;
 }
 
+/* Of the leak sanitizer, if that is there: children do not come to its check at exit. */
+void __lsan_do_leak_check(void) __attribute__((weak));
+
 int start_child(void (*function)(void))
 {
 	int pid = fork();
@@ -182,6 +185,8 @@ int start_child(void (*function)(void))
 		/* A test that fails must not leave children that wait for ever. */
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		function();
+		if (__lsan_do_leak_check)
+			__lsan_do_leak_check();
 		_Exit(0);
 	}
 	return pid;
