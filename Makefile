@@ -96,7 +96,7 @@ sanitize: $(VENV) native ## The C tests under the address, undefined behaviour a
 	@meson test -C $(TSAN) --print-errorlogs --no-rebuild
 	@if command -v valgrind >/dev/null; then echo "==> Some of them under valgrind, of the plain build"; \
 	  ninja -C $(NATIVE) --quiet; meson test -C $(NATIVE) --print-errorlogs --no-rebuild --timeout-multiplier 4 \
-	    --wrapper 'valgrind -q --error-exitcode=9 --trace-children=yes' limit virtual arrays graphs ipc; \
+	    --wrapper 'valgrind -q --error-exitcode=9 --trace-children=yes' limit virtual arrays ipc; \
 	  else echo "==> No valgrind here: left out"; fi
 
 lint: $(VENV) native ## ruff, mypy, import-linter, clang-format, clang-tidy

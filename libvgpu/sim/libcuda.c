@@ -323,7 +323,8 @@ CUresult sim_usable(CUcontext *context)
 		return CUDA_ERROR_INVALID_CONTEXT;
 	if (!(*context)->alive)
 		return CUDA_ERROR_CONTEXT_IS_DESTROYED;
-	return sim_lost((*context)->card) || sim_fault_lost() ? CUDA_ERROR_DEVICE_UNAVAILABLE : CUDA_SUCCESS;
+	return sim_lost((*context)->card) || sim_fault_lost() ? CUDA_ERROR_DEVICE_UNAVAILABLE
+							      : CUDA_SUCCESS;
 }
 
 static CUresult start(CUcontext context, CUdevice device, unsigned int flags)

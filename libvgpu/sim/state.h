@@ -121,7 +121,7 @@ bool sim_visible(int card);
 uint64_t sim_now_ns(void);
 void sim_path(char *path, size_t size, const char *name);
 
-extern int (*sim_before_taking)(void); /* NULL, or says why memory cannot be taken */
+extern int (*sim_before_taking)(void);   /* NULL, or says why memory cannot be taken */
 int sim_alloc(int card, uint64_t bytes); /* 0, -ENOMEM or another errno */
 void sim_free(int card, uint64_t bytes);
 /* Managed memory takes what room the card has, and the host's for the rest. */

