@@ -288,12 +288,10 @@ static size_t change(uint8_t *data, size_t size, size_t where)
 
 		switch (next(4)) {
 		case 0:
-			data[at] ^=
-				(uint8_t)(1u
-					  << next(8)); // NOLINT(clang-analyzer-security.ArrayBound)
+			put(data, at, 1u << next(8) ^ next(2), 1);
 			break;
 		case 1:
-			data[at] = (uint8_t)next(256); // NOLINT(clang-analyzer-security.ArrayBound)
+			put(data, at, next(256), 1);
 			break;
 		case 2:
 			/* NOLINTNEXTLINE(clang-analyzer-security.ArrayBound): at is below size - 8
