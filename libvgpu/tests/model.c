@@ -539,7 +539,8 @@ static void wander(struct walk *walk, uint64_t operations)
 		for (int i = 1; i < POOLS; i++)
 			OK(cuMemPoolCreate(&walk->pools[device][i], &props));
 	}
-	OK(cuMemFree_v2(must_alloc(1))); /* there is a region from now on */
+	if (walk->alone)                         /* among others there may be no room */
+		OK(cuMemFree_v2(must_alloc(1))); /* there is a region from now on */
 	for (uint64_t i = 0; i < operations; i++)
 		step(walk);
 	while (any_object(walk))
