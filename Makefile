@@ -119,7 +119,7 @@ bench-libvgpu: $(VENV) native ## What libvgpu adds to calls and starts; with val
 	  $$(command -v valgrind >/dev/null && echo --instructions || true)
 
 bench-memory: $(VENV) native ## 10,000 kills and 300 starts at once, beside their targets; a million operations of the models (20 minutes)
-	@LD_LIBRARY_PATH=$(NATIVE)/sim:$(NATIVE)/src LD_PRELOAD=$(NATIVE)/src/libvgpu-test.so $(NATIVE)/bench/kills 10000 --gate
+	@LD_LIBRARY_PATH=$(NATIVE)/sim:$(NATIVE)/src LD_PRELOAD=$(NATIVE)/src/libvgpu-test.so $(NATIVE)/bench/kills 10000
 	@python libvgpu/bench/calls.py $(NATIVE) --starts
 	@VGPU_MODEL_OPERATIONS=1000000 meson test -C $(NATIVE) --no-rebuild --timeout-multiplier 60 model exchange
 
