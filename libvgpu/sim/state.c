@@ -367,6 +367,9 @@ static int change_managed(int card, int64_t bytes)
 	uint64_t used;
 	int fd, result;
 
+	result = bytes > 0 && sim_before_taking ? sim_before_taking() : 0;
+	if (result != 0)
+		return result;
 	pthread_mutex_lock(&mutex);
 	fd = enter();
 	result = fd < 0 ? fd : join(fd);

@@ -200,9 +200,9 @@ enum vgpu_table {
 	VGPU_HANDLES, /* these three: see mem_virtual.c */
 	VGPU_MAPPINGS,
 	VGPU_ALLOCATIONS,
-	VGPU_TILES,    /* see tiles.c */
-	VGPU_ARRAYS,   /* see arrays.c */
-	VGPU_EXECS,    /* see graphs.c */
+	VGPU_TILES,  /* see tiles.c */
+	VGPU_ARRAYS, /* see arrays.c */
+	VGPU_EXECS,  /* see graphs.c */
 	VGPU_CHANGED_EXECS,
 	VGPU_SHARES,   /* see shares.c */
 	VGPU_OPENED,   /* memory of cuIpcOpenMemHandle, see ipc.c */
