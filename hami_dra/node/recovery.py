@@ -229,10 +229,7 @@ class Recovery:
                 if record is None or not record.ready or self._is_outlived(record):
                     continue
                 try:
-                    await self._in_thread(self._files.directories.sweep_temporaries, uid)
-                    await self._in_thread(self._files.directories.ensure, record.binding)
-                    changed = await self._in_thread(self._files.metadata.write_spec, record.binding)
-                    changed |= await self._in_thread(self._files.write_spec, record)
+                    changed = await self._in_thread(self._repair_files, record)
                 except HamiDraError as error:
                     _log.warning("repair.failed", uid=uid, error=str(error))
                     continue
@@ -240,6 +237,13 @@ class Recovery:
                 repaired += 1
                 _log.info("repair.written", uid=uid, file=name_file(uid))
         return repaired
+
+    def _repair_files(self, record: ClaimRecord) -> bool:
+        """Write again what is missing of a claim; return whether that was a CDI file. Blocking."""
+        self._files.directories.sweep_temporaries(record.binding.claim_uid)
+        self._files.directories.ensure(record.binding)
+        changed = self._files.metadata.write_spec(record.binding)
+        return self._files.write_spec(record) or changed
 
     def _is_outlived(self, record: ClaimRecord) -> bool:
         """Whether a claim's MIG instances ended with the last boot: others have their numbers."""
