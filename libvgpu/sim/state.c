@@ -492,26 +492,6 @@ uint64_t sim_peak(int card)
 	return peak;
 }
 
-static void record(struct sim_use *use, uint64_t from, uint64_t until)
-{
-	uint64_t horizon = (uint64_t)SIM_RING * SIM_BUCKET_NS;
-
-	if (until > horizon && from < until - horizon)
-		from = until - horizon;
-	while (from < until) {
-		uint64_t id = from / SIM_BUCKET_NS, end = (id + 1) * SIM_BUCKET_NS;
-
-		if (end > until)
-			end = until;
-		if (use->ring[id % SIM_RING].id != (uint32_t)id) {
-			use->ring[id % SIM_RING].id = (uint32_t)id;
-			use->ring[id % SIM_RING].ns = 0;
-		}
-		use->ring[id % SIM_RING].ns += (uint32_t)(end - from);
-		from = end;
-	}
-}
-
 void sim_busy(int card, uint64_t from, uint64_t until)
 {
 	struct sim_use *use;
@@ -520,29 +500,13 @@ void sim_busy(int card, uint64_t from, uint64_t until)
 	if (self) {
 		use = &self->cards[card];
 		if (from > use->busy_until) {
-			record(use, use->busy_from, use->busy_until);
+			sim_note_busy(use, use->busy_from, use->busy_until);
 			use->busy_from = from;
 		}
 		if (until > use->busy_until)
 			use->busy_until = until;
 	}
 	pthread_mutex_unlock(&mutex);
-}
-
-/* Of the last second, from where the first bucket that is wholly in it begins. */
-static unsigned int percent(const struct sim_use *use)
-{
-	uint64_t now = sim_now_ns(), before = now > 1000000000u ? now - 1000000000u : 0;
-	uint64_t begin = (before / SIM_BUCKET_NS + 1) * SIM_BUCKET_NS, busy = 0;
-	uint64_t from = use->busy_from > begin ? use->busy_from : begin;
-	uint64_t until = use->busy_until < now ? use->busy_until : now;
-
-	if (until > from)
-		busy = until - from;
-	for (int i = 0; i < SIM_RING; i++)
-		if ((uint64_t)use->ring[i].id * SIM_BUCKET_NS >= begin)
-			busy += use->ring[i].ns;
-	return busy >= now - begin ? 100 : (unsigned int)(busy * 100 / (now - begin));
 }
 
 /* Adds up and lists the living users of a card. */
@@ -570,7 +534,7 @@ static unsigned int census(int card, struct sim_usage *users, unsigned int capac
 			continue;
 		bytes += sim_shared_of(i, card);
 		*used += bytes;
-		*busy += percent(use);
+		*busy += sim_percent_of(use);
 		if (!use->contexts)
 			continue;
 		if (process->pid_namespace == here)
@@ -581,7 +545,7 @@ static unsigned int census(int card, struct sim_usage *users, unsigned int capac
 		if (!pid)
 			continue; /* not to be seen from this namespace */
 		if (users && count < capacity)
-			users[count] = (struct sim_usage){pid, bytes, percent(use)};
+			users[count] = (struct sim_usage){pid, bytes, sim_percent_of(use)};
 		count++;
 	}
 	if (fd >= 0)

@@ -129,6 +129,9 @@ int sim_alloc_managed(int card, uint64_t bytes);
 void sim_free_managed(int card, uint64_t bytes);
 int sim_context(int card, int change);
 void sim_busy(int card, uint64_t from, uint64_t until);
+/* busy.c, for what holds the lock over all processes */
+void sim_note_busy(struct sim_use *use, uint64_t from, uint64_t until);
+unsigned int sim_percent_of(const struct sim_use *use);
 
 struct sim_usage {
 	uint32_t pid;
