@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hami_dra.contract.names import DEVICE_CLASS, DRIVER_NAME, RESOURCE_GPU
+from hami_dra.contract.names import DEVICE_CLASS, DEVICE_CLASS_MIG, DRIVER_NAME, RESOURCE_GPU
 from hami_dra.testing.simgpu import A100, T4
 from tests.cluster.cluster import Cluster
 from tests.cluster.errors import CommandError
@@ -35,9 +35,11 @@ def _claim(stack: Stack, name: str) -> dict[str, Any]:
 
 def test_a_whole_card_is_allocated_and_prepared_for_an_untouched_pod(stack: Stack) -> None:
     cluster = stack.cluster
-    (device_class,) = cluster.api.items("deviceclasses")
-    assert device_class["metadata"]["name"] == DEVICE_CLASS
-    assert device_class["spec"]["extendedResourceName"] == RESOURCE_GPU
+    offered = {
+        item["metadata"]["name"]: item["spec"].get("extendedResourceName")
+        for item in cluster.api.items("deviceclasses")
+    }
+    assert offered == {DEVICE_CLASS: RESOURCE_GPU, DEVICE_CLASS_MIG: None}
 
     cluster.apply(text(pod("whole", gpu=1)))
     cluster.wait_pod_running("whole")
