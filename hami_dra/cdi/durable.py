@@ -257,11 +257,10 @@ def write_whole(path: Path, content: bytes, *, mode: int) -> None:
     directory, _, name = path.rpartition("/")
     temporary = f"{directory}/.{name}.tmp"
     os.close(_write(temporary, content, mode))
-    try:
-        os.rename(temporary, path)  # noqa: PTH104 - at every Prepare
-    except OSError:
-        os.unlink(temporary)  # noqa: PTH108 - at every Prepare
-        raise
+    error = _rename(temporary, path)
+    if error is not None:
+        _forget(temporary)
+        raise error
 
 
 def sync_directory(directory: Path) -> None:

@@ -165,13 +165,14 @@ class Arbitration:
             self._gates.watch(())
             self._statistics = ArbitrationStatistics(self._readings, self._failures)
             return  # nothing to tell, and NVML may sleep
-        before, _ = await self._in_thread(_read_regions, self._paths(shares))
+        paths = self._paths(shares)
+        before, _ = await self._in_thread(_read_regions, paths)
         uses = await self._list_uses()
-        regions, damaged = await self._in_thread(_read_regions, self._paths(shares))
+        regions, damaged = await self._in_thread(_read_regions, paths)
         self._note_damaged(damaged)
         told = self._judge(shares, uses, before, regions)
-        await self._in_thread(self._write, self._paths(shares), told)
-        self._gates.watch(_find_contests(shares, told, self._paths(shares)))
+        await self._in_thread(self._write, paths, told)
+        self._gates.watch(_find_contests(shares, told, paths))
         await self._mark_alone(shares, told.standing)
 
     def _judge(
