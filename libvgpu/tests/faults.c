@@ -100,47 +100,12 @@ static CUresult drop_array(uint64_t piece)
 
 static CUresult import(uint64_t *piece)
 {
-	CUDA_EXTERNAL_MEMORY_HANDLE_DESC what = {.type = CU_EXTERNAL_MEMORY_HANDLE_TYPE_OPAQUE_FD,
-						 .size = PIECE};
-	CUexternalMemory memory = NULL;
-	CUresult result = cuImportExternalMemory(&memory, &what);
-
-	CHECK(result == CUDA_SUCCESS || !memory);
-	*piece = (uintptr_t)memory;
-	return result;
-}
-
-static CUresult drop_import(uint64_t piece)
-{
-	return cuDestroyExternalMemory((CUexternalMemory)(uintptr_t)piece);
+	return import_external(PIECE, piece);
 }
 
 static CUresult launch(uint64_t *piece)
 {
-	CUDA_MEM_ALLOC_NODE_PARAMS params = {
-		.poolProps = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
-			      .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}},
-		.bytesize = PIECE};
-	CUgraphNode node;
-	CUgraphExec exec;
-	CUgraph graph;
-	CUresult result;
-
-	OK(cuGraphCreate(&graph, 0));
-	OK(cuGraphAddMemAllocNode(&node, graph, NULL, 0, &params));
-	OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
-	result = cuGraphLaunch(exec, NULL);
-	OK(cuGraphExecDestroy(exec));
-	OK(cuGraphDestroy(graph));
-	*piece = params.dptr;
-	return result;
-}
-
-static CUresult free_and_trim(uint64_t piece)
-{
-	CUresult result = cuMemFree_v2(piece);
-
-	return result ? result : cuDeviceGraphMemTrim(0);
+	return launch_allocation(PIECE, piece);
 }
 
 static const struct way {
@@ -154,7 +119,7 @@ static const struct way {
 	{"cuMemAllocAsync", allocate_async, give_back},
 	{"cuMemCreate", create, release},
 	{"cuArrayCreate", make_array, drop_array},
-	{"cuImportExternalMemory", import, drop_import},
+	{"cuImportExternalMemory", import, drop_external},
 	{"cuGraphLaunch", launch, free_and_trim},
 };
 #define WAYS (sizeof(ways) / sizeof(ways[0]))

@@ -148,47 +148,12 @@ static CUresult drop_levels(uint64_t piece)
 
 static CUresult import(uint64_t *piece)
 {
-	CUDA_EXTERNAL_MEMORY_HANDLE_DESC what = {.type = CU_EXTERNAL_MEMORY_HANDLE_TYPE_OPAQUE_FD,
-						 .size = PIECE};
-	CUexternalMemory memory = NULL;
-	CUresult result = cuImportExternalMemory(&memory, &what);
-
-	*piece = (uintptr_t)memory;
-	return result;
+	return import_external(PIECE, piece);
 }
 
-static CUresult drop_import(uint64_t piece)
-{
-	return cuDestroyExternalMemory((CUexternalMemory)(uintptr_t)piece);
-}
-
-/* The executable graph is not kept: its memory stays until it is freed. */
 static CUresult launch(uint64_t *piece)
 {
-	CUDA_MEM_ALLOC_NODE_PARAMS params = {
-		.poolProps = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
-			      .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}},
-		.bytesize = PIECE};
-	CUgraphNode node;
-	CUgraphExec exec;
-	CUgraph graph;
-	CUresult result;
-
-	OK(cuGraphCreate(&graph, 0));
-	OK(cuGraphAddMemAllocNode(&node, graph, NULL, 0, &params));
-	OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
-	result = cuGraphLaunch(exec, NULL);
-	OK(cuGraphExecDestroy(exec));
-	OK(cuGraphDestroy(graph));
-	*piece = params.dptr;
-	return result;
-}
-
-static CUresult free_and_trim(uint64_t piece)
-{
-	CUresult result = cuMemFree_v2(piece);
-
-	return result ? result : cuDeviceGraphMemTrim(0);
+	return launch_allocation(PIECE, piece);
 }
 
 static CUresult alloc_narrow_rows(uint64_t *piece)
@@ -350,7 +315,7 @@ static const struct way ways[] = {
 	{"cuArray3DCreate", make_solid_v1, drop_array},
 	{"cuMemAllocAsync_ptsz", alloc_async_ptsz, free_async},
 	{"cuMemAllocFromPoolAsync", alloc_from_pool_legacy, free_async},
-	{"cuImportExternalMemory", import, drop_import},
+	{"cuImportExternalMemory", import, drop_external},
 	{"cuGraphLaunch", launch, free_and_trim},
 	{"cuIpcOpenMemHandle_v2", open_given, close_given},
 	{"cuMemImportFromShareableHandle", map_given, unmap_given},

@@ -308,3 +308,48 @@ int starter_end(int pid, int signal)
 {
 	return order((struct order){NULL, pid, signal});
 }
+
+CUresult import_external(uint64_t bytes, uint64_t *piece)
+{
+	CUDA_EXTERNAL_MEMORY_HANDLE_DESC what = {.type = CU_EXTERNAL_MEMORY_HANDLE_TYPE_OPAQUE_FD,
+						 .size = bytes};
+	CUexternalMemory memory = NULL;
+	CUresult result = cuImportExternalMemory(&memory, &what);
+
+	CHECK(result == CUDA_SUCCESS || !memory);
+	*piece = (uintptr_t)memory;
+	return result;
+}
+
+CUresult drop_external(uint64_t piece)
+{
+	return cuDestroyExternalMemory((CUexternalMemory)(uintptr_t)piece);
+}
+
+CUresult launch_allocation(uint64_t bytes, uint64_t *piece)
+{
+	CUDA_MEM_ALLOC_NODE_PARAMS params = {
+		.poolProps = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
+			      .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}},
+		.bytesize = bytes};
+	CUgraphNode node;
+	CUgraphExec exec;
+	CUgraph graph;
+	CUresult result;
+
+	OK(cuGraphCreate(&graph, 0));
+	OK(cuGraphAddMemAllocNode(&node, graph, NULL, 0, &params));
+	OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+	result = cuGraphLaunch(exec, NULL);
+	OK(cuGraphExecDestroy(exec));
+	OK(cuGraphDestroy(graph));
+	*piece = params.dptr;
+	return result;
+}
+
+CUresult free_and_trim(uint64_t piece)
+{
+	CUresult result = cuMemFree_v2(piece);
+
+	return result ? result : cuDeviceGraphMemTrim(0);
+}

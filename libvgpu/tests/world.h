@@ -58,13 +58,21 @@ struct vgpu_region *world_region(const char *name);
 void use_gpu(void);
 CUdeviceptr must_alloc(uint64_t mib);
 
-/* What all processes use of a card, and the most that they ever did, as the
- * simulated driver knows it. */
 /* What goes wrong in the driver from now on, in this process: see sim/faults.c. */
 bool simFault(const char *text);
+/* What all processes use of a card, and the most that they ever did, as the
+ * simulated driver knows it. */
 void simCardUse(int card, uint64_t *used, uint64_t *peak);
 uint64_t card_used(int card);
 uint64_t card_peak(int card);
+
+/* Memory of another API, and how it is given back. */
+CUresult import_external(uint64_t bytes, uint64_t *piece);
+CUresult drop_external(uint64_t piece);
+/* Memory that a graph takes when it is launched. The executable graph is not kept: its
+ * memory stays until it is freed. */
+CUresult launch_allocation(uint64_t bytes, uint64_t *piece);
+CUresult free_and_trim(uint64_t piece);
 
 /* Runs the function in a child; returns its exit code, or 128 + signal. */
 int in_child(void (*function)(void));
