@@ -11,8 +11,8 @@ import pytest
 
 from hami_dra.cdi.store import CdiDirectoryError
 from hami_dra.contract.errors import HamiDraError, RetryError, UserError
-from hami_dra.contract.grant import decode_grant
-from hami_dra.contract.names import DRIVER_NAME
+from hami_dra.contract.grant import GrantDevice, decode_grant
+from hami_dra.contract.names import CONFIG_API_VERSION, CONFIG_KIND, DRIVER_NAME
 from hami_dra.kube.objects import CLAIMS
 from hami_dra.kubeletplugin.service import ClaimRef
 from hami_dra.node.preparer import PREPARE_STEPS, UNPREPARE_STEPS
@@ -183,19 +183,16 @@ async def test_every_request_of_a_claim_has_its_own_grant(
     assert [path.name for path in (claims / "watch").iterdir()] == ["metadata.json"]
 
 
-async def test_a_claim_without_control_says_so_in_its_grant(
-    tmp_path: Path, cluster: FakeCluster
-) -> None:
+async def prepare_configured(
+    tmp_path: Path, cluster: FakeCluster, request: str, **fields: Any
+) -> dict[str, GrantDevice]:
+    """Prepare a claim with requests a and b, one of them configured; return their grants."""
     claim = make_claim("job", make_share(request="a"), make_share(1, share=2, request="b"))
-    parameters = {
-        "apiVersion": "gpu.project-hami.io/v1alpha1",
-        "kind": "ShareConfig",
-        "disableControl": True,
-    }
+    parameters = {"apiVersion": CONFIG_API_VERSION, "kind": CONFIG_KIND, **fields}
     claim["status"]["allocation"]["devices"]["config"] = [
         {
             "source": "FromClaim",
-            "requests": ["a"],
+            "requests": [request],
             "opaque": {"driver": DRIVER_NAME, "parameters": parameters},
         }
     ]
@@ -205,36 +202,24 @@ async def test_a_claim_without_control_says_so_in_its_grant(
 
     claims = tmp_path / "state" / "claims" / ref.uid
     grants = {name: decode_grant((claims / name / "grant").read_bytes()) for name in ("a", "b")}
-    assert {name: g.devices[0].control_disabled for name, g in grants.items()} == {
-        "a": True,
-        "b": False,
-    }
-    assert grants["a"].devices[0].memory_limit_bytes == 3000 * MIB
+    return {name: grant.devices[0] for name, grant in grants.items()}
+
+
+async def test_a_claim_without_control_says_so_in_its_grant(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    granted = await prepare_configured(tmp_path, cluster, "a", disableControl=True)
+
+    assert {n: d.control_disabled for n, d in granted.items()} == {"a": True, "b": False}
+    assert granted["a"].memory_limit_bytes == 3000 * MIB
 
 
 async def test_an_oversubscribed_claim_says_so_in_its_grant(
     tmp_path: Path, cluster: FakeCluster
 ) -> None:
-    claim = make_claim("job", make_share(request="a"), make_share(1, share=2, request="b"))
-    parameters = {
-        "apiVersion": "gpu.project-hami.io/v1alpha1",
-        "kind": "ShareConfig",
-        "oversubscription": True,
-    }
-    claim["status"]["allocation"]["devices"]["config"] = [
-        {
-            "source": "FromClaim",
-            "requests": ["b"],
-            "opaque": {"driver": DRIVER_NAME, "parameters": parameters},
-        }
-    ]
-    ref = await put_claim(cluster, claim)
-    async with start_rig(tmp_path, cluster) as rig:
-        await rig.preparer.prepare(ref)
+    granted = await prepare_configured(tmp_path, cluster, "b", oversubscription=True)
 
-    claims = tmp_path / "state" / "claims" / ref.uid
-    grants = {name: decode_grant((claims / name / "grant").read_bytes()) for name in ("a", "b")}
-    assert {name: g.devices[0].spill for name, g in grants.items()} == {"a": False, "b": True}
+    assert {name: device.spill for name, device in granted.items()} == {"a": False, "b": True}
 
 
 async def test_preparing_again_changes_nothing(tmp_path: Path, cluster: FakeCluster) -> None:
