@@ -2,7 +2,8 @@
 
 Once a second NVML is asked what each process has and does. From that and from the regions follow,
 for every share: the driver's own part of its memory, how its charges are to be corrected, whether
-anybody else works on its card, and whether it has to wait for somebody of a higher priority.
+anybody else works on its card, and whether it has to wait for somebody of a higher priority. While
+no share has a region there is nobody to be told, and NVML is asked now and then, for the metrics.
 
 Only the instance that leads writes. Everything is told anew by the next instance, so nothing is
 remembered on the disk; what a dead node left behind, libvgpu takes for stale (gates), or the next
@@ -10,6 +11,7 @@ one corrects.
 """
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -20,6 +22,7 @@ from typing import Final, TypeVar
 
 import structlog
 
+from hami_dra.contract import names
 from hami_dra.contract.errors import HamiDraError
 from hami_dra.contract.region import RegionDevice, RegionView
 from hami_dra.gpu.processes import CardProcess, ProcessSource
@@ -46,7 +49,9 @@ from hami_dra.service.clock import Clock
 _log = structlog.get_logger(__name__)
 
 INTERVAL_SECONDS: Final = 1.0
-_LONGEST_GAP_SECONDS: Final = 5.0
+_UNUSED_SECONDS: Final = 10.0
+"""Between two readings while no program has made a region."""
+_LONGEST_GAP_SECONDS: Final = 15.0
 """Between two readings: a node that was stopped does not count what it did not see."""
 _MARK_SECONDS: Final = 10.0
 """How often a grant is told what it was told already: its file may have been made anew."""
@@ -93,9 +98,27 @@ class ArbitrationStatistics:
     shares: tuple[ShareFigures, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Scene:
+    """What there is to look at, found once for as long as the claims stay what they are.
+
+    Attributes:
+        shares: Of these claims, in order.
+        paths: Where each grant's region is.
+    """
+
+    shares: Sequence[Share] = ()
+    paths: Mapping[GrantName, Path] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class _Memory:
-    """What is remembered between two readings; dropped with the lead."""
+    """What is remembered between two readings; dropped with the lead.
+
+    Attributes:
+        scene: That of the last reading.
+        looked: When it was.
+    """
 
     owners: ProcessOwners = field(default_factory=ProcessOwners)
     meter: OverheadMeter = field(default_factory=OverheadMeter)
@@ -104,6 +127,8 @@ class _Memory:
     overheads: Mapping[ShareName, int] = field(default_factory=dict)
     marks: dict[GrantName, tuple[tuple[bool, ...], float]] = field(default_factory=dict)
     read: float | None = None
+    scene: _Scene | None = None
+    looked: float = 0.0
 
 
 class Arbitration:
@@ -141,6 +166,8 @@ class Arbitration:
         self._leads = leads
         self._clock = clock
         self._memory = _Memory()
+        self._known: tuple[HeldClaim, ...] = ()
+        self._scene = _Scene()
         self._statistics = ArbitrationStatistics()
         self._readings = self._failures = 0
         self._blind = False
@@ -159,13 +186,16 @@ class Arbitration:
 
     async def look(self) -> None:
         """Read once, and tell what is new. Never raises for what is outside."""
-        shares = list_shares(self._held())
+        scene = self._set_scene()
+        shares, paths = scene.shares, scene.paths
         if not shares or not await self._leads():
             self._memory = _Memory()
             self._gates.watch(())
             self._statistics = ArbitrationStatistics(self._readings, self._failures)
             return  # nothing to tell, and NVML may sleep
-        paths = self._paths(shares)
+        if not await self._is_due(scene):
+            return
+        self._memory.scene, self._memory.looked = scene, self._clock.monotonic()
         before, _ = await self._in_thread(_read_regions, paths)
         uses = await self._list_uses()
         regions, damaged = await self._in_thread(_read_regions, paths)
@@ -174,6 +204,31 @@ class Arbitration:
         await self._in_thread(self._write, paths, told)
         self._gates.watch(_find_contests(shares, told, paths))
         await self._mark_alone(shares, told.standing)
+
+    def _set_scene(self) -> _Scene:
+        held = tuple(self._held())
+        # Claims that nobody looked at since are the same objects, so this compares pointers.
+        changed, self._known = held != self._known, held
+        if changed:
+            shares = list_shares(held)
+            paths = {
+                grant: self._directories.region_path(grant.claim_uid, grant.request)
+                for grant in dict.fromkeys(share.name.grant for share in shares)
+            }
+            self._scene = _Scene(shares, paths)
+        return self._scene
+
+    async def _is_due(self, scene: _Scene) -> bool:
+        """Whether there is anybody to be told of what NVML says now, or it is time anyway.
+
+        A grant says who is alone before its first program comes, so claims that changed are due.
+        """
+        memory = self._memory
+        if memory.scene is not scene or scene.paths.keys() - memory.marks.keys():
+            return True
+        if self._clock.monotonic() - memory.looked >= _UNUSED_SECONDS:
+            return True
+        return await self._in_thread(_has_region, scene.paths.values())
 
     def _judge(
         self,
@@ -247,16 +302,32 @@ class Arbitration:
 
     async def _mark_alone(self, shares: Sequence[Share], standing: Standing) -> None:
         told, now = self._memory.marks, self._clock.monotonic()
-        self._memory.marks = {}
-        grants = group_by_grant(shares)
-        self._untold &= grants.keys()
-        for grant, own in grants.items():
-            marks = tuple(share.name in standing.alone for share in own)
-            known = told.get(grant)
-            if known is not None and known[0] == marks and now - known[1] < _MARK_SECONDS:
-                self._memory.marks[grant] = known
-            elif await self._mark_grant(grant, marks):
+        wanted = {
+            grant: tuple(share.name in standing.alone for share in own)
+            for grant, own in group_by_grant(shares).items()
+        }
+        self._untold &= wanted.keys()
+        due = {
+            grant: marks
+            for grant, marks in wanted.items()
+            if grant not in told or told[grant][0] != marks or now - told[grant][1] >= _MARK_SECONDS
+        }
+        new = await self._find_new(due)
+        self._memory.marks = {grant: told[grant] for grant in wanted.keys() - due.keys()}
+        for grant, marks in due.items():
+            if grant not in new or await self._mark_grant(grant, marks):
                 self._memory.marks[grant] = marks, now
+
+    async def _find_new(self, marks: Mapping[GrantName, tuple[bool, ...]]) -> set[GrantName]:
+        """Return the grants that do not say so already, most of which do."""
+        if not marks:
+            return set()
+        differs = self._directories.differs_alone
+
+        def find() -> set[GrantName]:
+            return {g for g, alone in marks.items() if differs(g.claim_uid, g.request, alone)}
+
+        return await asyncio.get_running_loop().run_in_executor(self._files, find)
 
     async def _mark_grant(self, grant: GrantName, marks: tuple[bool, ...]) -> bool:
         loop = asyncio.get_running_loop()
@@ -273,12 +344,6 @@ class Arbitration:
             return False
         self._untold.discard(grant)
         return held
-
-    def _paths(self, shares: Iterable[Share]) -> dict[GrantName, Path]:
-        return {
-            grant: self._directories.region_path(grant.claim_uid, grant.request)
-            for grant in dict.fromkeys(share.name.grant for share in shares)
-        }
 
     def _write(self, paths: Mapping[GrantName, Path], told: "_Told") -> None:
         """Write what is new into the regions. Blocking."""
@@ -333,6 +398,11 @@ def group_by_grant(shares: Iterable[Share]) -> dict[GrantName, list[Share]]:
     for share in shares:
         grouped.setdefault(share.name.grant, []).append(share)
     return grouped
+
+
+def _has_region(directories: Iterable[Path]) -> bool:
+    """Whether a program has made one, or somebody something in its place. Blocking."""
+    return any(os.path.lexists(f"{directory}/{names.REGION_FILE}") for directory in directories)
 
 
 def _read_regions(

@@ -79,19 +79,18 @@ class ShareDirectories:
             RetryError: The file cannot be written at the moment.
         """
         path = str(self.grant_path(uid, request))
-        known = _read_grant(path)
-        if known is None or len(known.devices) != len(alone):
-            return False
-        devices = tuple(
-            replace(device, alone=value) for device, value in zip(known.devices, alone, strict=True)
-        )
-        if devices == known.devices:
+        marked = _mark(_read_grant(path), alone)
+        if marked is None:
             return False
         try:
-            _rewrite(path, replace(known, devices=devices))
+            _rewrite(path, marked)
         except OSError as error:
             raise RetryError(f"{path} cannot be written: {error}") from error
         return True
+
+    def differs_alone(self, uid: str, request: str, alone: Sequence[bool]) -> bool:
+        """Whether `mark_alone` would change the grant. Needs no lock, for nothing is written."""
+        return _mark(_read_grant(str(self.grant_path(uid, request))), alone) is not None
 
     def write_record(self, uid: str, record: bytes, writes: Writes | None = None) -> None:
         """Keep a copy of the ledger's row beside the data, for the day the ledger is lost.
@@ -279,6 +278,16 @@ def _read_grant(path: str) -> Grant | None:
             return decode_grant(file.read())
     except (OSError, ValueError, msgspec.MsgspecError):
         return None
+
+
+def _mark(known: Grant | None, alone: Sequence[bool]) -> Grant | None:
+    """Return what a grant should say of who is alone; ``None`` if it does, or cannot."""
+    if known is None or len(known.devices) != len(alone):
+        return None
+    devices = tuple(
+        replace(device, alone=value) for device, value in zip(known.devices, alone, strict=True)
+    )
+    return None if devices == known.devices else replace(known, devices=devices)
 
 
 def _cards(grant: Grant) -> list[tuple[str, str]]:

@@ -357,6 +357,35 @@ async def test_without_claims_nobody_is_asked(node: Node) -> None:
     assert node.driver.asked == 0
 
 
+async def test_a_driver_whose_cards_no_program_uses_is_asked_now_and_then(node: Node) -> None:
+    for name in "ab":
+        node.add(name)
+        (node.directory(name) / "region").unlink()
+    await node.look(20)
+    assert (node.driver.asked, node.alone("a", "b")) == (2, [True, True])
+
+    node.add("c")
+    (node.directory("c") / "region").unlink()
+    await node.look()
+    assert (node.driver.asked, node.alone("c")) == (3, [True]), "before its first program comes"
+
+    (node.directory("a") / "region").write_bytes(encode_region(CARD))
+    node.driver.processes = {108: ("b", 1, 50)}
+    await node.look()
+    assert node.alone("a", "b") == [False, True], "a program came: what it is told is of now"
+    await node.look(5)
+    assert node.driver.asked == 9
+
+
+async def test_a_grant_that_somebody_worked_on_is_told_as_soon_as_it_is_free(node: Node) -> None:
+    node.add("a")
+    (node.directory("a") / "region").unlink()
+    async with node.locks.hold("claim-a"):
+        await node.look()
+    await node.look()
+    assert node.alone("a") == [True]
+
+
 async def test_a_claims_ceiling_and_burst_are_in_its_grant_and_bound_who_is_alone(
     node: Node,
 ) -> None:
