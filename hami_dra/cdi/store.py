@@ -73,7 +73,7 @@ class CdiStore:
             RetryError: See `probe`.
         """
         content = msgspec.json.format(msgspec.json.encode(spec), indent=1) + b"\n"
-        path = self._path(name)
+        path = self.find_path(name)
         try:
             if _read(path) == content:
                 return False
@@ -89,7 +89,7 @@ class CdiStore:
 
     def has(self, name: str) -> bool:
         """Whether there is such a file, whatever is in it."""
-        return self._path(name).exists()
+        return self.find_path(name).exists()
 
     def remove(self, name: str, writes: Writes | None = None) -> None:
         """Remove a file: for good with `writes`, else when this returns. Idempotent.
@@ -99,7 +99,7 @@ class CdiStore:
             RetryError: See `probe`.
         """
         try:
-            self._path(name).unlink(missing_ok=True)
+            self.find_path(name).unlink(missing_ok=True)
             if not self.directory.is_dir():
                 return
             if writes is None:
@@ -127,7 +127,12 @@ class CdiStore:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 
-    def _path(self, name: str) -> Path:
+    def find_path(self, name: str) -> Path:
+        """Return where a file is, or would be.
+
+        Raises:
+            ValueError: The name is none of ours.
+        """
         if not name.startswith(self._prefix) or "/" in name:
             raise ValueError(f"{name!r} is not one of our specification names")
         return self.directory / f"{name}{_SUFFIX}"

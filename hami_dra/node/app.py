@@ -253,6 +253,7 @@ class _Node:
             executor=executor,
             on_cdi=partial(readiness.set, "cdi-dir"),
             on_state=partial(readiness.set, "state-dir"),
+            clock=SystemClock(),
             leads=instance.check_lead,
             alone=instance.alone,
             sweep_more=partial(sweep_sockets, settings.kubelet_dir, DRIVER_NAME, sockets),

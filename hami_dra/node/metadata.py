@@ -68,6 +68,11 @@ class MetadataFiles:
         spec = _render(binding, paths)
         return self._store.write(name_metadata_file(binding.claim_uid), spec, writes=writes)
 
+    def list_paths(self, binding: Binding) -> list[Path]:
+        """Return where a claim's documents and their CDI file are."""
+        spec = self._store.find_path(name_metadata_file(binding.claim_uid))
+        return [*self._paths(binding).values(), spec]
+
     def remove_spec(self, uid: str, writes: Writes | None = None) -> None:
         """Remove a claim's CDI file, see `CdiStore.remove`. Idempotent.
 

@@ -98,6 +98,21 @@ class ClaimFiles:
             procfs=self.settings.procfs,
         )
 
+    def list_paths(self, record: ClaimRecord) -> tuple[list[str], list[str]]:
+        """Return the paths whose content is a claim's, and others that it needs to be there.
+
+        Raises:
+            RetryError: A MIG instance of the claim does not exist.
+        """
+        uid = record.binding.claim_uid
+        owned = [
+            *self.directories.list_paths(record.binding),
+            *map(str, self.metadata.list_paths(record.binding)),
+            str(self.store.find_path(name_file(uid))),
+        ]
+        _, referred = self.render(record)
+        return owned, [path for path in referred if path not in owned]
+
     def write_spec(self, record: ClaimRecord, writes: Writes | None = None) -> bool:
         """Write a claim's CDI file, see `CdiStore.write`; return whether it changed.
 

@@ -25,11 +25,13 @@ from hami_dra.kubeletplugin.locks import ClaimLocks
 from hami_dra.kubeletplugin.publisher import always_lead
 from hami_dra.node.claimspec import CLAIM_PREFIX, name_file
 from hami_dra.node.copies import read_copy
+from hami_dra.node.intact import IntactClaims
 from hami_dra.node.ledger import ClaimRecord, Ledger
 from hami_dra.node.libfile import remove_unused
 from hami_dra.node.metadata import METADATA_PREFIX
 from hami_dra.node.partitions import has_instances
 from hami_dra.node.preparer import ClaimFiles, Preparer
+from hami_dra.service.clock import Clock
 
 _log = structlog.get_logger(__name__)
 
@@ -71,6 +73,7 @@ class Recovery:
         executor: The one thread that touches `files`.
         on_cdi: Called with ``None`` while the CDI directory is writable, else with the reason.
         on_state: The same for the state directory.
+        clock: Tells how old changes of files are.
         leads: Whether this instance renders CDI files again.
         alone: Tells whether there is no other instance, and keeps others away meanwhile. Blocking.
         sweep_more: Removes more of what dead instances left; called while alone. Blocking.
@@ -87,6 +90,7 @@ class Recovery:
         executor: ThreadPoolExecutor,
         on_cdi: Callable[[str | None], None],
         on_state: Callable[[str | None], None],
+        clock: Clock,
         leads: Callable[[], Awaitable[bool]] = always_lead,
         alone: Callable[[], AbstractContextManager[bool]] = always_alone,
         sweep_more: Callable[[], object] = lambda: None,
@@ -102,6 +106,7 @@ class Recovery:
         self._leads = leads
         self._alone = alone
         self._sweep_more = sweep_more
+        self._intact = IntactClaims(files, clock)
         self._known_gone: set[str] = set()
 
     async def start(self) -> RecoveryReport:
@@ -199,6 +204,8 @@ class Recovery:
     async def repair(self) -> int:
         """Write again what is missing of prepared claims; return how many needed it.
 
+        Claims whose files nobody touched since the last time are seen at a glance.
+
         Raises:
             RetryError: The ledger cannot be used at the moment.
         """
@@ -221,7 +228,8 @@ class Recovery:
         except HamiDraError as error:
             _log.warning("repair.cards_not_written", error=str(error))
         repaired = 0
-        for listed in await self._ledger.records():
+        records = await self._ledger.records()
+        for listed in await self._in_thread(self._intact.list_others, records):
             uid = listed.binding.claim_uid
             async with self._locks.try_hold(uid) as held:
                 # A claim that is worked on is being repaired, or removed.
@@ -240,10 +248,13 @@ class Recovery:
 
     def _repair_files(self, record: ClaimRecord) -> bool:
         """Write again what is missing of a claim; return whether that was a CDI file. Blocking."""
+        look = self._intact.look(record)
         self._files.directories.sweep_temporaries(record.binding.claim_uid)
         self._files.directories.ensure(record.binding)
         changed = self._files.metadata.write_spec(record.binding)
-        return self._files.write_spec(record) or changed
+        changed = self._files.write_spec(record) or changed
+        self._intact.keep(look)
+        return changed
 
     def _is_outlived(self, record: ClaimRecord) -> bool:
         """Whether a claim's MIG instances ended with the last boot: others have their numbers."""

@@ -117,6 +117,16 @@ class ShareDirectories:
         writes.sync(self._claim(uid))
         writes.sync(self._root)
 
+    def list_paths(self, binding: Binding) -> list[str]:
+        """Return what `ensure` makes and brings up to date, but for what tenants write in."""
+        claim = self._claim(binding.claim_uid)
+        found = [str(claim)]
+        for request, devices in binding.requests.items():
+            found.append(f"{claim}/{_checked(request)}")
+            if any(device.controlled for device in devices):
+                found.append(f"{claim}/{request}/{names.GRANT_FILE}")
+        return found
+
     def read_records(self) -> Iterable[tuple[str, bytes]]:
         """Return claim UIDs and the records found, of every claim that has one."""
         for uid in self.uids():

@@ -30,7 +30,7 @@ from hami_dra.node.recovery import Recovery
 from hami_dra.node.settings import NodeSettings
 from hami_dra.node.sharedir import ShareDirectories
 from hami_dra.policy.devices import GpuFacts, name_device, offer_whole
-from hami_dra.service.clock import SystemClock
+from hami_dra.service.clock import Clock, SystemClock
 from hami_dra.testing.fakecluster import FakeCluster
 from hami_dra.testing.fakegpus import make_gpu
 from hami_dra.testing.fakemig import FakeInstances
@@ -143,6 +143,7 @@ async def start_rig(
     step: Step = no_step,
     boot_id: str = "boot-1",
     control: InstanceControl | None = None,
+    clock: Clock | None = None,
     **changes: Any,
 ) -> AsyncIterator[Rig]:
     """Open a node's rooms on a directory; opening it twice in turn is a restart.
@@ -153,6 +154,7 @@ async def start_rig(
         step: See `Preparer`.
         boot_id: Another one is a reboot.
         control: Divides cards; `NodeSettings.mig_dynamic` says which.
+        clock: Of the repair.
         changes: Settings.
     """
     settings = make_settings(base, **changes)
@@ -202,6 +204,7 @@ async def start_rig(
         executor=executor,
         on_cdi=cdi_state.append,
         on_state=lambda _: None,
+        clock=clock or SystemClock(),
     )
     try:
         yield Rig(
