@@ -222,6 +222,7 @@ class _Node:
             clock=SystemClock(),
             interval_seconds=settings.claim_poll_seconds,
             leads=instance.check_lead,
+            on_missing=self._note_missing,
         )
         self.audit = EnforcementAudit(
             inputs.processes,
@@ -257,6 +258,7 @@ class _Node:
             leads=instance.check_lead,
             alone=instance.alone,
             sweep_more=partial(sweep_sockets, settings.kubelet_dir, DRIVER_NAME, sockets),
+            has_seen=self.watch.has_seen,
         )
         self.service = DraService(
             socket=sockets.service,
@@ -327,6 +329,9 @@ class _Node:
     def _note_cards(self, lost: frozenset[str]) -> None:
         self.watch.set_lost(lost)
         self._state.executor.submit(_try_to_write_cards, self._state.files, self.cards.inventory)
+
+    def _note_missing(self) -> None:
+        self.recovery.note_missing()  # which is made later
 
     def _note_lead(self, _: bool) -> None:  # noqa: FBT001 - as `follow_lead` calls it
         self.publisher.refresh()

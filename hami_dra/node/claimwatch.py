@@ -40,6 +40,8 @@ _SETTLE_SECONDS: Final = 0.5
 """After Prepare: kubelet's calls come in bursts, and none of them should wait for us."""
 _LOOKS: Final = 4
 """Every so many a claim is gone through although nothing about it is new: cards change as well."""
+_SEEN_INTERVALS: Final = 2.0
+"""How long a claim counts as being there after it was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class _Followed:
         done: The version at which nothing was left to do; -1 if there may be something.
         looks: How often it was looked at since.
         fresh: Whether it was not gone through in the life of this process.
+        seen: When the API server last had it; ``None`` if it did not, the last time.
         held: What the audit has to know of it.
     """
 
@@ -72,6 +75,7 @@ class _Followed:
     done: int = -1
     looks: int = 0
     fresh: bool = True
+    seen: float | None = None
     held: HeldClaim | None = None
 
 
@@ -87,6 +91,7 @@ class ClaimWatch:
         clock: Dates conditions.
         interval_seconds: How often each claim is looked at.
         leads: Whether this instance is to look. Call `refresh` when the answer changes.
+        on_missing: Called when the API server has a claim no more, or seems to.
     """
 
     def __init__(
@@ -99,9 +104,11 @@ class ClaimWatch:
         clock: Clock,
         interval_seconds: float,
         leads: Callable[[], Awaitable[bool]] = always_lead,
+        on_missing: Callable[[], None] = lambda: None,
     ) -> None:
         self._api = api
         self._leads = leads
+        self._on_missing = on_missing
         self._led = True
         self._ledger = ledger
         self._preparer = preparer
@@ -140,6 +147,13 @@ class ClaimWatch:
     def held(self) -> list[HeldClaim]:
         """Return the prepared claims that were read at least once, with their pods."""
         return [item.held for item in self._followed.values() if item.held is not None]
+
+    def has_seen(self, uid: str) -> bool:
+        """Whether the API server had a claim when it was last read, which is not long ago."""
+        followed = self._followed.get(uid)
+        if followed is None or followed.seen is None:
+            return False
+        return self._clock.monotonic() - followed.seen < _SEEN_INTERVALS * self._interval_seconds
 
     def statistics(self) -> WatchStatistics:
         """Return counts since the start."""
@@ -231,11 +245,15 @@ class ClaimWatch:
                 CLAIMS, binding.name, namespace=binding.namespace, cached=True
             )
         except NotFoundError:
-            return  # its containers may still be ending; see Recovery.sweep
-        version = _read_version(claim)
-        if claim["metadata"].get("uid") != uid or version < followed.version:
-            # Another claim of the name, or an API server that is behind: never go back in time.
+            self._miss(followed)
             return
+        version = _read_version(claim)
+        if claim["metadata"].get("uid") != uid:
+            self._miss(followed)
+            return
+        followed.seen = self._clock.monotonic()
+        if version < followed.version:
+            return  # an API server that is behind: never go back in time
         followed.version = version
         followed.looks += 1
         if 0 < version == followed.done and followed.looks < _LOOKS:
@@ -250,6 +268,12 @@ class ClaimWatch:
         )
         if await self._write(claim, settled, followed) and self._followed.get(uid) is followed:
             followed.done = version
+
+    def _miss(self, followed: _Followed) -> None:
+        """Take note that a claim is gone, or replaced; `Recovery.sweep` finds out what to do."""
+        if followed.seen is not None:
+            followed.seen = None
+            self._on_missing()
 
     async def _settle(self, claim: Mapping[str, Any], uid: str, *, fresh: bool) -> Settled | None:
         """Put the limits that the claim asks for into force; return what holds now."""

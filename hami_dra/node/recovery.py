@@ -13,7 +13,7 @@ the instance that leads, and what belongs to no claim is removed only by one tha
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -77,6 +77,7 @@ class Recovery:
         leads: Whether this instance renders CDI files again.
         alone: Tells whether there is no other instance, and keeps others away meanwhile. Blocking.
         sweep_more: Removes more of what dead instances left; called while alone. Blocking.
+        has_seen: Whether somebody has seen a claim at the API server a moment ago.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Recovery:
         leads: Callable[[], Awaitable[bool]] = always_lead,
         alone: Callable[[], AbstractContextManager[bool]] = always_alone,
         sweep_more: Callable[[], object] = lambda: None,
+        has_seen: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self._ledger = ledger
         self._files = files
@@ -106,6 +108,8 @@ class Recovery:
         self._leads = leads
         self._alone = alone
         self._sweep_more = sweep_more
+        self._has_seen = has_seen
+        self._missed = asyncio.Event()
         self._intact = IntactClaims(files, clock)
         self._known_gone: set[str] = set()
 
@@ -272,13 +276,15 @@ class Recovery:
     async def sweep(self) -> int:
         """Remove claims that the API server no longer has and nobody can use; return how many.
 
+        The API server is asked only for those that nobody has seen there a moment ago.
+
         Raises:
             HamiDraError: The API server or the ledger does not answer.
         """
         removed = 0
         for record in await self._ledger.records():
             uid = record.binding.claim_uid
-            if not await self._preparer.is_gone(record.binding):
+            if self._has_seen(uid) or not await self._preparer.is_gone(record.binding):
                 continue
             if await self._preparer.bury(uid):
                 _log.info("sweep.removed", uid=uid, claim=_label(record.binding))
@@ -295,14 +301,21 @@ class Recovery:
         return removed
 
     async def sweep_forever(self) -> None:
-        """Sweep again and again until cancelled."""
+        """Sweep every minute, and when a claim is missed, until cancelled."""
         while True:
+            self._missed.clear()
             try:
                 await self.sweep()
                 await self.tidy()
             except (ApiError, HamiDraError) as error:
                 _log.warning("sweep.failed", error=str(error))
-            await asyncio.sleep(_SWEEP_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_SWEEP_SECONDS):
+                    await self._missed.wait()
+
+    def note_missing(self) -> None:
+        """Sweep soon: the API server seems to have a claim no more."""
+        self._missed.set()
 
     async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)

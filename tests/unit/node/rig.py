@@ -1,7 +1,7 @@
 """A node with everything real below it but the kernel's devices and the API server."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -144,6 +144,7 @@ async def start_rig(
     boot_id: str = "boot-1",
     control: InstanceControl | None = None,
     clock: Clock | None = None,
+    has_seen: Callable[[str], bool] = lambda _: False,
     **changes: Any,
 ) -> AsyncIterator[Rig]:
     """Open a node's rooms on a directory; opening it twice in turn is a restart.
@@ -155,6 +156,7 @@ async def start_rig(
         boot_id: Another one is a reboot.
         control: Divides cards; `NodeSettings.mig_dynamic` says which.
         clock: Of the repair.
+        has_seen: See `Recovery`.
         changes: Settings.
     """
     settings = make_settings(base, **changes)
@@ -205,6 +207,7 @@ async def start_rig(
         on_cdi=cdi_state.append,
         on_state=lambda _: None,
         clock=clock or SystemClock(),
+        has_seen=has_seen,
     )
     try:
         yield Rig(

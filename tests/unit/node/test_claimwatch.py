@@ -34,6 +34,7 @@ class Watched:
         self.rig = rig
         self.clock = ManualClock()
         self.leads = True
+        self.missed = 0
         self.watch = ClaimWatch(
             api=rig.cluster.api(),
             ledger=rig.ledger,
@@ -42,11 +43,15 @@ class Watched:
             clock=self.clock,
             interval_seconds=15,
             leads=self._check_lead,
+            on_missing=self._note_missing,
         )
         self.handler = FollowedClaims(rig.preparer, self.watch)
 
     async def _check_lead(self) -> bool:
         return self.leads
+
+    def _note_missing(self) -> None:
+        self.missed += 1
 
     async def look(self) -> None:
         """Let more than an interval pass, and look."""
@@ -332,6 +337,28 @@ async def test_a_claim_that_took_the_name_is_not_touched(
 
         assert "devices" not in node.claim()["status"]
         assert node.watch.statistics().errors == 0
+
+
+async def test_whether_a_claim_is_there_is_known_for_a_moment(
+    tmp_path: Path, cluster: FakeCluster, ref: ClaimRef
+) -> None:
+    async with watching(tmp_path, cluster) as node:
+        await node.handler.prepare(ref)
+        assert not node.watch.has_seen(ref.uid)
+        await node.look()
+        node.clock.advance(29)
+        assert node.watch.has_seen(ref.uid)
+        node.clock.advance(2)
+        assert not node.watch.has_seen(ref.uid)
+
+        await node.look()
+        await cluster.remove(CLAIMS, "job", namespace="team")
+        for _ in range(2):
+            await node.look()
+            assert (node.watch.has_seen(ref.uid), node.missed) == (False, 1)
+        await put_claim(cluster, make_claim("job", make_share(), uid="another"))
+        await node.look()
+        assert not node.watch.has_seen(ref.uid)
 
 
 async def test_a_server_that_stores_no_status_is_not_asked_again_and_again(

@@ -1,5 +1,6 @@
 """Prepare and Unprepare: what is on disk after each, whatever happened in between."""
 
+import asyncio
 import shutil
 import stat
 from collections.abc import Callable
@@ -565,6 +566,32 @@ async def test_after_a_reboot_regions_are_empty_and_claims_that_are_gone_are_swe
         assert not region.exists()
         assert await rig.recovery.sweep() == 1
         assert rig.claim_directories() == [kept.uid]
+
+
+async def test_a_claim_that_was_seen_is_not_asked_for_and_one_that_is_missed_is_at_once(
+    tmp_path: Path, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = await put_claim(cluster, make_claim("job", make_share()))
+    seen = {ref.uid}
+    async with start_rig(tmp_path, cluster, has_seen=seen.__contains__) as rig:
+        await rig.preparer.prepare(ref)
+        before = len(cluster.requests)
+        swept, tidy = asyncio.Semaphore(0), rig.recovery.tidy
+
+        async def count() -> None:
+            await tidy()
+            swept.release()
+
+        monkeypatch.setattr(rig.recovery, "tidy", count)
+        sweeping = asyncio.create_task(rig.recovery.sweep_forever())
+        async with asyncio.timeout(10):
+            await swept.acquire()
+            assert len(cluster.requests) == before
+            seen.clear()
+            rig.recovery.note_missing()
+            await swept.acquire()
+        assert len(cluster.requests) == before + 1
+        sweeping.cancel()
 
 
 async def test_the_record_is_the_row(tmp_path: Path, cluster: FakeCluster) -> None:
