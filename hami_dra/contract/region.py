@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 MAGIC = b"VGPUREGN"
 ABI_MAJOR = 1
-ABI_MINOR = 2
+ABI_MINOR = 3
 MAX_DEVICES = 32
 SPILL_DEVICES = 16
 SLOT_COUNT = 1024
@@ -42,7 +42,8 @@ HEADER_OFFSETS = {
     "reserved0": 56,
     "gate": 120,
     "repairs": 124,
-    "reserved": 128,
+    "shares_turns": 128,
+    "reserved": 132,
 }
 DEVICE_OFFSETS = {
     "uuid": 0,

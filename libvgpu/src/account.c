@@ -13,8 +13,8 @@
 
 #include "vgpu.h"
 
-#define GATE_NAP_US 50
-#define GATE_TAKE_OVER_NS 1000000u
+#define GATE_LOOK_NS 200000u /* who raised it may have been killed, and wakes nobody */
+#define GATE_TAKE_OVER_NS 300000u
 #define GATE_GIVE_UP_NS 5000000000u
 #define QUERY_REPAIR_NS 50000000u
 
@@ -40,7 +40,7 @@ static bool enter(struct vgpu_view *view, struct vgpu_region_slot *slot)
 			return false;
 		if (vgpu_now_ns() - since > GATE_TAKE_OVER_NS)
 			vgpu_region_repair(view, 0);
-		vgpu_nap_us(GATE_NAP_US);
+		vgpu_wait_while(&header->gate, 1, GATE_LOOK_NS);
 	}
 }
 

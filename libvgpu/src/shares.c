@@ -28,7 +28,6 @@
 
 #define MAGIC "VGPUSHRS"
 #define RECORDS 1024
-#define LOCK_PATIENCE_NS 100000000u
 
 enum { FREE, LIVE };
 enum { NOBODY = 0 }; /* else the slot's index + 1 */
@@ -72,18 +71,9 @@ static int open_file(const struct vgpu_view *view, bool create)
 	return fd < 0 ? -errno : fd;
 }
 
-static bool lock_file(int fd)
+static uint32_t *turns_of(const struct vgpu_view *view)
 {
-	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = 1};
-	uint64_t give_up = vgpu_now_ns() + LOCK_PATIENCE_NS;
-
-	while (fcntl(fd, F_OFD_SETLK, &lock) != 0) {
-		if ((errno != EAGAIN && errno != EACCES && errno != EINTR) ||
-		    vgpu_now_ns() > give_up)
-			return false;
-		vgpu_nap_us(50);
-	}
-	return true;
+	return &view->map->header.shares_turns;
 }
 
 /* Records of another region are none of ours. */
@@ -99,16 +89,26 @@ static bool claim_file(const struct vgpu_view *view, int fd)
 	       pwrite(fd, &header, sizeof(header), 0) == (ssize_t)sizeof(header);
 }
 
-/* A descriptor with the lock, or -errno. Closing it lets go. */
+static void leave(const struct vgpu_view *view, int fd)
+{
+	vgpu_file_unlock(fd, 0, turns_of(view));
+	close(fd);
+}
+
+/* A descriptor with the lock, or -errno. */
 static int enter(const struct vgpu_view *view, bool create)
 {
 	int fd = open_file(view, create);
 
 	if (fd < 0)
 		return fd;
-	if (lock_file(fd) && claim_file(view, fd))
+	if (!vgpu_file_lock(fd, 0, turns_of(view))) {
+		close(fd);
+		return -EBUSY;
+	}
+	if (claim_file(view, fd))
 		return fd;
-	close(fd);
+	leave(view, fd);
 	return -EBUSY;
 }
 
@@ -280,7 +280,7 @@ uint64_t vgpu_share_find(const struct vgpu_share_name *name)
 			if (store(fd, index, &record))
 				id = id_of(view, index, record.serial);
 		}
-		close(fd);
+		leave(view, fd);
 		if (id) {
 			struct vgpu_card *card = card_of_part(view, record.device);
 
@@ -320,7 +320,7 @@ uint64_t vgpu_share_add(const struct vgpu_share_name *name, struct vgpu_card *ca
 		if (add_record(fd, name, &index, &fresh))
 			id = id_of(view, index, fresh.serial);
 	}
-	close(fd);
+	leave(view, fd);
 	*paid = *paid || !id;
 	if (id)
 		note(id, &card, true);
@@ -331,14 +331,15 @@ uint64_t vgpu_share_add(const struct vgpu_share_name *name, struct vgpu_card *ca
 void vgpu_share_tag(uint64_t id, int descriptor)
 {
 	struct vgpu_share_name name = {.kind = VGPU_SHARE_DESCRIPTOR};
-	int fd = enter(view_of(id), false);
+	struct vgpu_view *view = view_of(id);
+	int fd = enter(view, false);
 	struct record record;
 	bool found;
 
 	if (fd < 0)
 		return;
 	found = load_by_id(fd, id, &record);
-	close(fd);
+	leave(view, fd);
 	if (!found)
 		return;
 	memcpy(name.bytes, record.name, sizeof(name.bytes));
@@ -366,7 +367,7 @@ uint64_t vgpu_share_owes(uint64_t id, uint64_t bytes, uint64_t charged, bool *ac
 			*accepted = store_by_id(fd, id, &record);
 		}
 	}
-	close(fd);
+	leave(view, fd);
 	return owed;
 }
 
@@ -409,7 +410,7 @@ uint64_t vgpu_share_leave(uint64_t id)
 		move = pays ? others : !others && !payer_holds(&record);
 		store_by_id(fd, id, &record);
 	}
-	close(fd);
+	leave(view, fd);
 	if (move)
 		vgpu_region_settle(view);
 	return bytes;
@@ -488,17 +489,23 @@ static void settle_record(struct vgpu_view *view, int fd, unsigned int index, st
 	}
 }
 
-/* False: it cannot be done now, and slots must stay as they are. */
-bool vgpu_shares_settle(struct vgpu_view *view, const bool *dead)
+/* A descriptor with the list's lock; -EBUSY: it cannot be had now, and slots must stay
+ * as they are; another error: there is no list. */
+int vgpu_shares_enter(struct vgpu_view *view)
+{
+	return enter(view, false);
+}
+
+void vgpu_shares_leave(struct vgpu_view *view, int fd)
+{
+	leave(view, fd);
+}
+
+void vgpu_shares_settle(struct vgpu_view *view, int fd, const bool *dead)
 {
 	struct record record;
-	int fd = enter(view, false);
 
-	if (fd < 0)
-		return fd != -EBUSY;
 	for (unsigned int index = 0; load(fd, index, &record); index++)
 		if (record.state == LIVE)
 			settle_record(view, fd, index, &record, dead);
-	close(fd);
-	return true;
 }

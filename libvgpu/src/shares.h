@@ -31,7 +31,9 @@ uint64_t vgpu_share_add(const struct vgpu_share_name *name, struct vgpu_card *ca
 void vgpu_share_tag(uint64_t id, int descriptor);
 uint64_t vgpu_share_owes(uint64_t id, uint64_t bytes, uint64_t charged, bool *accepted);
 uint64_t vgpu_share_leave(uint64_t id);
-bool vgpu_shares_settle(struct vgpu_view *view, const bool *dead);
+int vgpu_shares_enter(struct vgpu_view *view);
+void vgpu_shares_leave(struct vgpu_view *view, int fd);
+void vgpu_shares_settle(struct vgpu_view *view, int fd, const bool *dead);
 void vgpu_shares_forget_all(void);
 
 #endif

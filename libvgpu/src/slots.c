@@ -14,6 +14,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -261,13 +262,13 @@ static bool wait_for_quiet(struct vgpu_view *view, int fd, struct census *census
 	}
 }
 
-static bool clear_and_add_up(struct vgpu_view *view, const struct census *census)
+static void clear_and_add_up(struct vgpu_view *view, const struct census *census, int shares)
 {
 	uint64_t sums[VGPU_MAX_DEVICES] = {0};
 
 	/* What the dead paid for and others hold goes to the others first. */
-	if (!vgpu_shares_settle(view, census->dead))
-		return false;
+	if (shares >= 0)
+		vgpu_shares_settle(view, shares, census->dead);
 	for (unsigned int i = 0; i < VGPU_REGION_SLOTS; i++) {
 		struct vgpu_region_slot *slot = &view->map->slots[i];
 
@@ -289,18 +290,27 @@ static bool clear_and_add_up(struct vgpu_view *view, const struct census *census
 		__atomic_store_n(&slot->inflight, 0, __ATOMIC_RELAXED);
 		__atomic_store_n(&slot->state, VGPU_SLOT_FREE, __ATOMIC_RELEASE);
 	}
-	return true;
 }
 
-/* With the repair lock. */
-static void repair_locked(struct vgpu_view *view, int fd, struct census *census)
+/* With the repair lock. The list of shared memory is waited for before the gate goes up,
+ * since with it up nobody can allocate. */
+static bool repair_locked(struct vgpu_view *view, int fd, struct census *census)
 {
 	struct vgpu_region_header *header = &view->map->header;
+	int shares = vgpu_shares_enter(view);
+	bool quiet;
 
+	if (shares == -EBUSY)
+		return false;
 	__atomic_store_n(&header->gate, 1, __ATOMIC_SEQ_CST);
-	if (wait_for_quiet(view, fd, census) && clear_and_add_up(view, census))
-		__atomic_add_fetch(&header->repairs, 1, __ATOMIC_RELAXED);
+	quiet = wait_for_quiet(view, fd, census);
+	if (quiet)
+		clear_and_add_up(view, census, shares);
 	__atomic_store_n(&header->gate, 0, __ATOMIC_SEQ_CST);
+	vgpu_wake(&header->gate, INT_MAX);
+	if (shares >= 0)
+		vgpu_shares_leave(view, shares);
+	return quiet;
 }
 
 /* Gives the bytes of dead processes back. Also finishes the repair of a
@@ -320,29 +330,29 @@ void vgpu_region_repair(struct vgpu_view *view, uint64_t min_interval_ns)
 		return;
 	count_dead(view, fd, &census);
 	if ((census.dead_count || __atomic_load_n(&header->gate, __ATOMIC_SEQ_CST)) &&
-	    lock_byte(fd, F_OFD_SETLK, F_WRLCK, REPAIR_BYTE, NULL) == 0)
+	    lock_byte(fd, F_OFD_SETLK, F_WRLCK, REPAIR_BYTE, NULL) == 0) {
 		repair_locked(view, fd, &census);
-	close(fd); /* and with it the repair lock */
+		vgpu_file_unlock(fd, REPAIR_BYTE, &header->repairs);
+	}
+	close(fd);
 }
 
-/* Adds up in any case, since who pays for shared memory has changed. If others keep
- * this one from it, it is done by whoever adds up next: until then the sum is right,
+/* Adds up in any case, since who pays for shared memory has changed. Only if a process
+ * is stopped in there it is left to whoever adds up next: until then the sum is right,
  * but the wrong process pays. */
 void vgpu_region_settle(struct vgpu_view *view)
 {
 	uint64_t give_up = vgpu_now_ns() + SETTLE_PATIENCE_NS;
+	uint32_t *turns = &view->map->header.repairs;
+	bool settled = false;
 	struct census census;
 	int fd = vgpu_region_open(view);
 
 	if (fd < 0)
 		return;
-	while (lock_byte(fd, F_OFD_SETLK, F_WRLCK, REPAIR_BYTE, NULL) != 0) {
-		if (vgpu_now_ns() > give_up) {
-			close(fd);
-			return;
-		}
-		vgpu_nap_us(50);
+	while (!settled && vgpu_now_ns() < give_up && vgpu_file_lock(fd, REPAIR_BYTE, turns)) {
+		settled = repair_locked(view, fd, &census);
+		vgpu_file_unlock(fd, REPAIR_BYTE, turns);
 	}
-	repair_locked(view, fd, &census);
 	close(fd);
 }

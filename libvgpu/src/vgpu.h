@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "atomics.h"
 #include "compute.h"
@@ -25,7 +26,8 @@
 #define VGPU_EXPORT __attribute__((visibility("default")))
 #define VGPU_ALWAYS_PLAIN __attribute__((no_sanitize("address", "undefined", "thread")))
 
-/* ---- lock.h: a word that yields; held for nanoseconds, never over a driver call */
+/* ---- lock.c: a word that yields; held for nanoseconds, never over a driver call. And a
+ * lock between processes, that ends with its holder */
 struct vgpu_lock {
 	int held;
 };
@@ -33,6 +35,10 @@ void vgpu_lock(struct vgpu_lock *lock);
 void vgpu_unlock(struct vgpu_lock *lock);
 uint64_t vgpu_now_ns(void);
 void vgpu_nap_us(unsigned int us);
+void vgpu_wait_while(uint32_t *word, uint32_t value, unsigned int ns);
+void vgpu_wake(uint32_t *word, int count);
+bool vgpu_file_lock(int fd, off_t offset, uint32_t *turns);
+void vgpu_file_unlock(int fd, off_t offset, uint32_t *turns);
 
 /* ---- elf.c */
 void *vgpu_elf_find(const char *const *sonames, const char *symbol);

@@ -36,7 +36,8 @@ int main(void)
 	FIELD(vgpu_region_header, slot_count), FIELD(vgpu_region_header, flags);
 	FIELD(vgpu_region_header, instance), FIELD(vgpu_region_header, created_ns);
 	FIELD(vgpu_region_header, reserved0), FIELD(vgpu_region_header, gate);
-	FIELD(vgpu_region_header, repairs), FIELD(vgpu_region_header, reserved);
+	FIELD(vgpu_region_header, repairs), FIELD(vgpu_region_header, shares_turns);
+	FIELD(vgpu_region_header, reserved);
 	END;
 	BEGIN(vgpu_region_device);
 	FIELD(vgpu_region_device, uuid), FIELD(vgpu_region_device, limit_bytes);

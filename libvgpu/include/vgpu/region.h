@@ -41,8 +41,8 @@
 
 #define VGPU_REGION_MAGIC "VGPUREGN" /* 8 bytes, no NUL */
 #define VGPU_REGION_ABI_MAJOR 1
-/* 1: due_ns and what is counted about waiting; 2: what spilled to the host */
-#define VGPU_REGION_ABI_MINOR 2
+/* 1: due_ns and what is counted about waiting; 2: what spilled to the host; 3: shares_turns */
+#define VGPU_REGION_ABI_MINOR 3
 #define VGPU_REGION_SLOTS 1024
 
 /* A region of at most so many devices has room to say what spilled. */
@@ -69,9 +69,10 @@ struct vgpu_region_header {
 	uint64_t instance;     /* W creator: random; tells two files of one path apart */
 	uint64_t created_ns;   /* W creator: CLOCK_REALTIME */
 	uint8_t reserved0[64]; /* zero; `gate` gets its own cache line */
-	uint32_t gate;         /* W repairer: not 0 while slots are added up */
-	uint32_t repairs;      /* W repairer: how many repairs; R node */
-	uint8_t reserved[128]; /* zero */
+	uint32_t gate;         /* W repairer: not 0 while slots are added up; a futex */
+	uint32_t repairs;      /* W repairer (atomic): how many looks; R node; a futex */
+	uint32_t shares_turns; /* W libvgpu (atomic): uses of <region>.shares; a futex */
+	uint8_t reserved[124]; /* zero */
 };
 
 struct vgpu_region_device {
@@ -146,7 +147,8 @@ VGPU_REGION_AT(vgpu_region_header, created_ns, 48);
 VGPU_REGION_AT(vgpu_region_header, reserved0, 56);
 VGPU_REGION_AT(vgpu_region_header, gate, 120);
 VGPU_REGION_AT(vgpu_region_header, repairs, 124);
-VGPU_REGION_AT(vgpu_region_header, reserved, 128);
+VGPU_REGION_AT(vgpu_region_header, shares_turns, 128);
+VGPU_REGION_AT(vgpu_region_header, reserved, 132);
 VGPU_REGION_AT(vgpu_region_device, uuid, 0);
 VGPU_REGION_AT(vgpu_region_device, limit_bytes, 48);
 VGPU_REGION_AT(vgpu_region_device, reserved0, 56);
