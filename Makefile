@@ -118,8 +118,9 @@ bench-libvgpu: $(VENV) native ## What libvgpu adds to calls and starts; with val
 	@python libvgpu/bench/calls.py $(NATIVE) \
 	  $$(command -v valgrind >/dev/null && echo --instructions || true)
 
-bench-memory: $(VENV) native ## 10,000 kills and 300 starts at once, beside their targets; a million operations of the models (20 minutes)
+bench-memory: $(VENV) native ## 11,000 kills and 300 starts at once, beside their targets; a million operations of the models (20 minutes)
 	@LD_LIBRARY_PATH=$(NATIVE)/sim:$(NATIVE)/src LD_PRELOAD=$(NATIVE)/src/libvgpu-test.so $(NATIVE)/bench/kills 10000
+	@LD_LIBRARY_PATH=$(NATIVE)/sim:$(NATIVE)/src LD_PRELOAD=$(NATIVE)/src/libvgpu-test.so $(NATIVE)/bench/kills 1000 64
 	@python libvgpu/bench/calls.py $(NATIVE) --starts
 	@VGPU_MODEL_OPERATIONS=1000000 meson test -C $(NATIVE) --no-rebuild --timeout-multiplier 60 model exchange
 

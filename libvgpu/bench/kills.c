@@ -3,12 +3,17 @@
  * Processes that allocate, free, give each other memory and take it are killed at
  * random moments; others go on working.
  *
- *   kills [COUNT]
+ *   kills [COUNT [PROCESSES]]
  *
  * Prints how long it took until the dead ones' bytes were back, seen by a process that
  * asks cuMemGetInfo every millisecond, and how long calls of a bystander took within
  * 20 ms of a kill and otherwise. The books must be right after every kill.
+ *
+ * What the bystander waits for shall be libvgpu, and not a turn on a core or the lock of
+ * the simulated driver, which a process holds that is waiting for its turn. So it has a
+ * core of its own, goes first there if it may, and its waiting in the driver is taken off.
  */
+#include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -16,8 +21,8 @@
 
 #include "world.h"
 
-#define VICTIMS 6
-#define LIMIT_MIB 3000
+#define MOST_VICTIMS 64
+#define LIMIT_MIB_EACH 500 /* of victims: seldom too little */
 #define BOARD 4
 #define MOST 1000000
 #define CALLS 4000000
@@ -35,6 +40,9 @@ static struct shared {
 	uint32_t near_ns[CALLS], far_ns[CALLS];
 } *shared;
 static struct channel talk, bystander_talk;
+static int limit_mib;
+static cpu_set_t bystanders, others;
+static const char *where = "among the others";
 
 static uint64_t now_ns(void)
 {
@@ -100,22 +108,51 @@ static void victim(void)
 	}
 }
 
+/* The first core is the bystander's, if there is another one. */
+static void divide_cores(void)
+{
+	cpu_set_t all;
+	int first = 0;
+
+	OK(sched_getaffinity(0, sizeof(all), &all));
+	bystanders = others = all;
+	if (CPU_COUNT(&all) < 2)
+		return;
+	while (!CPU_ISSET(first, &all))
+		first++;
+	CPU_ZERO(&bystanders);
+	CPU_SET(first, &bystanders);
+	CPU_CLR(first, &others);
+	OK(sched_setaffinity(0, sizeof(others), &others));
+	where = "on a core of its own";
+}
+
+/* Of a call, without what it waited for others in the driver. */
+static uint64_t clock_of_calls(void)
+{
+	return now_ns() - simWaitedNs();
+}
+
 static void bystander(void)
 {
+	struct sched_param first = {.sched_priority = 1};
+
+	OK(sched_setaffinity(0, sizeof(bystanders), &bystanders));
+	(void)sched_setscheduler(0, SCHED_FIFO, &first); /* needs CAP_SYS_NICE */
 	use_gpu();
 	channel_tell(bystander_talk.up[1]);
 	while (!__atomic_load_n(&shared->stop, __ATOMIC_RELAXED)) {
-		uint64_t from = now_ns(), until;
+		uint64_t from = clock_of_calls(), took;
 		CUdeviceptr pointer;
 
 		if (cuMemAlloc_v2(&pointer, 2 * MIB) == CUDA_SUCCESS)
 			OK(cuMemFree_v2(pointer));
-		until = now_ns();
-		if (until - __atomic_load_n(&shared->killed_ns, __ATOMIC_RELAXED) < AFTER_NS) {
+		took = clock_of_calls() - from;
+		if (now_ns() - __atomic_load_n(&shared->killed_ns, __ATOMIC_RELAXED) < AFTER_NS) {
 			if (shared->near_count < CALLS)
-				shared->near_ns[shared->near_count++] = (uint32_t)(until - from);
+				shared->near_ns[shared->near_count++] = (uint32_t)took;
 		} else if (shared->far_count < CALLS) {
-			shared->far_ns[shared->far_count++] = (uint32_t)(until - from);
+			shared->far_ns[shared->far_count++] = (uint32_t)took;
 		}
 		nap_us(200);
 	}
@@ -149,7 +186,7 @@ static void look(void)
 			nap_us(1000);
 		} while (shared->back_ns < 10 * (uint64_t)BACK_NS);
 		CHECK(is_back(region));
-		CHECK(region->devices[0].used_bytes <= LIMIT_MIB * MIB);
+		CHECK(region->devices[0].used_bytes <= (uint64_t)limit_mib * MIB);
 	}
 }
 
@@ -171,7 +208,7 @@ static double at_us(uint32_t *values, uint32_t count, double part)
 static void all_of_it(void)
 {
 	use_gpu();
-	must_alloc(LIMIT_MIB);
+	must_alloc((uint64_t)limit_mib);
 }
 
 static const char *judge(bool held)
@@ -181,13 +218,17 @@ static const char *judge(bool held)
 
 int main(int argc, char **argv)
 {
-	int count = argc > 1 ? atoi(argv[1]) : 300, victims[VICTIMS], looker, other;
+	int count = argc > 1 ? atoi(argv[1]) : 300, victims[MOST_VICTIMS], looker, other;
+	int processes = argc > 2 ? atoi(argv[2]) : 6;
 	static uint32_t back[MOST];
 	int middle = count / 2;
 	double near99, far99;
 
+	CHECK(processes > 0 && processes <= MOST_VICTIMS);
+	limit_mib = processes * LIMIT_MIB_EACH;
+	divide_cores();
 	world();
-	world_grant("uid_gpu", CARD_A, LIMIT_MIB, NULL, 0);
+	world_grant("uid_gpu", CARD_A, (uint64_t)limit_mib, NULL, 0);
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
 		      0);
 	CHECK(count > 0 && count <= MOST && shared != MAP_FAILED);
@@ -197,11 +238,11 @@ int main(int argc, char **argv)
 	channel_hear(talk.up[0]);
 	other = start_child(bystander);
 	channel_hear(bystander_talk.up[0]);
-	for (int i = 0; i < VICTIMS; i++)
+	for (int i = 0; i < processes; i++)
 		victims[i] = start_child(victim);
 	srand(7);
 	for (int i = 0; i < count; i++) {
-		int *one = &victims[rand() % VICTIMS];
+		int *one = &victims[rand() % processes];
 
 		nap_us((unsigned int)rand() % 10000);
 		shared->dead = *one;
@@ -217,7 +258,7 @@ int main(int argc, char **argv)
 	OK(wait_child(other));
 	kill(looker, SIGKILL);
 	wait_child(looker);
-	for (int i = 0; i < VICTIMS; i++) {
+	for (int i = 0; i < processes; i++) {
 		kill(victims[i], SIGKILL);
 		wait_child(victims[i]);
 	}
@@ -226,14 +267,14 @@ int main(int argc, char **argv)
 	near99 = at_us(shared->near_ns, shared->near_count, 0.99);
 	qsort(back, (size_t)count, sizeof(*back), compare);
 	far99 = at_us(shared->far_ns, shared->far_count, 0.99);
-	printf("%d kills: bytes back after ms %.1f (p99 %.1f, worst %.1f); target <= 1000: %s\n",
-	       count, back[middle] / 1e3, back[(int)((count - 1) * 0.99)] / 1e3,
+	printf("%d kills among %d processes: bytes back after ms %.1f (p99 %.1f, worst %.1f); "
+	       "target <= 1000: %s\n",
+	       count, processes, back[middle] / 1e3, back[(int)((count - 1) * 0.99)] / 1e3,
 	       back[count - 1] / 1e3, judge(back[count - 1] <= BACK_NS / 1000));
-	printf("an allocation and its end, us: within 20 ms of a kill %.1f (p99 %.1f) of %u, "
-	       "otherwise "
-	       "%.1f (p99 %.1f) of %u; target: p99 <= 1000 more: %s\n",
-	       at_us(shared->near_ns, shared->near_count, 0.5), near99, shared->near_count,
+	printf("an allocation and its end, by a bystander %s, us: within 20 ms of a kill %.1f "
+	       "(p99 %.1f) of %u, otherwise %.1f (p99 %.1f) of %u; target: p99 <= 1000: %s\n",
+	       where, at_us(shared->near_ns, shared->near_count, 0.5), near99, shared->near_count,
 	       at_us(shared->far_ns, shared->far_count, 0.5), far99, shared->far_count,
-	       judge(near99 - far99 <= DELAY_NS / 1e3));
+	       judge(near99 <= DELAY_NS / 1e3));
 	return 0;
 }

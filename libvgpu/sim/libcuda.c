@@ -306,6 +306,12 @@ SIM void simCardUse(int card, uint64_t *used, uint64_t *peak)
 	*peak = sim_peak(card);
 }
 
+/* Likewise: how long this thread has waited in the driver for other processes. */
+SIM uint64_t simWaitedNs(void)
+{
+	return sim_waited_ns();
+}
+
 /* ---- contexts */
 
 CUcontext sim_current(void)

@@ -28,6 +28,7 @@ static bool loaded, atfork_set;
 static struct sim_state *state;
 static struct sim_process *self;
 static int self_fd = -1, pids_fd = -1;
+static __thread uint64_t waited_ns;
 int (*sim_before_taking)(void);
 
 void sim_path(char *path, size_t size, const char *name)
@@ -80,10 +81,17 @@ static int lock(int fd, int command, short type, off_t start, struct flock *answ
 static int enter(void)
 {
 	int fd = open_file("state");
+	uint64_t from = sim_now_ns();
 
 	if (fd >= 0)
 		lock(fd, F_OFD_SETLKW, F_WRLCK, LOCK_BYTE, NULL);
+	waited_ns += sim_now_ns() - from;
 	return fd;
+}
+
+uint64_t sim_waited_ns(void)
+{
+	return waited_ns;
 }
 
 static void after_fork_in_child(void)

@@ -146,6 +146,7 @@ uint64_t sim_peak(int card);
 unsigned int sim_busy_percent(int card);
 /* The lock over all processes, and what it guards. */
 int sim_enter(void);
+uint64_t sim_waited_ns(void); /* for that lock, by this thread */
 void sim_leave(int guard);
 struct sim_state *sim_shared(void);
 bool sim_in_use(int guard, int unit); /* between enter and leave */

@@ -63,6 +63,8 @@ bool simFault(const char *text);
 /* What all processes use of a card, and the most that they ever did, as the
  * simulated driver knows it. */
 void simCardUse(int card, uint64_t *used, uint64_t *peak);
+/* How long this thread has waited in the simulated driver for other processes. */
+uint64_t simWaitedNs(void);
 uint64_t card_used(int card);
 uint64_t card_peak(int card);
 
