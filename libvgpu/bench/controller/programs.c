@@ -217,7 +217,7 @@ static void publish_trim(struct world *world, struct tenant *tenant)
 
 	for (unsigned int i = 0; i < world->count; i++)
 		if (world->programs[i].tenant == tenant)
-			processes++;
+			processes += percent_seen(world, &world->programs[i]) != 0;
 		else
 			others += 10 * percent_seen(world, &world->programs[i]);
 	tenant->throttled_before = tenant->device.throttled_ns;
