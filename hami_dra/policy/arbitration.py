@@ -10,7 +10,7 @@ from typing import Final
 
 from hami_dra.contract.region import RegionDevice
 from hami_dra.policy.shares import OwnedUse, Share, ShareName
-from hami_dra.policy.trim import step_trim
+from hami_dra.policy.trim import CHARGED_MOST_US, Trim, TrimReading, step_trim
 
 HOLD_SECONDS: Final = 3.0
 """How long work counts after it was last seen: the driver's count lags by up to a second."""
@@ -41,7 +41,6 @@ class _Account:
 
     busy_ns: int
     due_ns: int
-    throttled_ns: int
 
 
 @dataclass(slots=True)
@@ -51,7 +50,7 @@ class Arbiter:
     _accounts: dict[ShareName, _Account] = field(default_factory=dict)
     _worked: dict[ShareName, float] = field(default_factory=dict)
     _strangers: dict[str, float] = field(default_factory=dict)
-    _trims: dict[ShareName, int] = field(default_factory=dict)
+    _trims: dict[ShareName, Trim] = field(default_factory=dict)
     _read: float | None = None
 
     def judge(
@@ -127,10 +126,11 @@ class Arbiter:
         """Return by how much each share's charges are to be corrected from now on.
 
         Shares that are used together are paid from all at once; the first one's factor holds.
+        `now` is of CLOCK_MONOTONIC, as the times in regions are.
         """
         elapsed_ns = 0 if self._read is None else max(int((now - self._read) * 1e9), 1)
         self._read = now
-        trims: dict[ShareName, int] = {}
+        trims: dict[ShareName, Trim] = {}
         on_card: dict[str, list[int | None]] = {}
         payers: dict[ShareName, list[OwnedUse]] = {}
         for item in owned:
@@ -150,22 +150,25 @@ class Arbiter:
                 continue
             seen = sum(item.use.busy_permille or 0 for item in mine)
             workers = sum(1 for item in mine if item.use.busy_permille)
-            waited = max(device.throttled_ns - known.throttled_ns, 0)
+            charged_us = (device.busy_ns - known.busy_ns) * 1_000_000 // elapsed_ns
             trims[share.name] = step_trim(
-                self._trims.get(share.name, 0),
-                limit=0 if lifted else sum(part.permille for part in bill),
-                observed=seen + workers * _CUT_PERMILLE,
-                throttled=min(waited * 1000 // elapsed_ns, 1000),
-                others=sum(time or 0 for time in times) - seen,
+                self._trims.get(share.name, Trim()),
+                TrimReading(
+                    limit=0 if lifted else sum(part.permille for part in bill),
+                    observed=seen + workers * _CUT_PERMILLE,
+                    others=sum(time or 0 for time in times) - seen,
+                    # The tenant's words: any number.
+                    charged_us=min(max(charged_us, -CHARGED_MOST_US), CHARGED_MOST_US),
+                    owes=device.due_ns > now * 1e9,
+                ),
             )
         self._trims = trims
-        return trims
+        return {name: trim.permille for name, trim in trims.items()}
 
     def remember(self, devices: Mapping[ShareName, RegionDevice]) -> None:
         """Keep what the regions say, for the next reading to be compared with."""
         self._accounts = {
-            name: _Account(device.busy_ns, device.due_ns, device.throttled_ns)
-            for name, device in devices.items()
+            name: _Account(device.busy_ns, device.due_ns) for name, device in devices.items()
         }
 
     def _has_launched(self, name: ShareName, device: RegionDevice | None) -> bool:

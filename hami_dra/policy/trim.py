@@ -2,38 +2,91 @@
 
 The node's part of libvgpu's compute controller: the same numbers as ``vgpu_trim_step`` in
 ``libvgpu/src/compute_trim.c``, where the reasons stand; tests/contract/test_trim.py compares them.
-All in thousandths.
 """
 
+from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Final
 
 UNCHANGED: Final = 1000
 WHOLE: Final = 1000
 LOWEST: Final = 100
-HIGHEST: Final = 1500
-_DEAD_BAND: Final = 5
+HIGHEST: Final = 10000
+CHARGED_MOST_US: Final = 2**31 - 1
 _OTHERS_LEAST: Final = 20
-_THROTTLED_LEAST: Final = 100
-_STEP: Final = 333
+_MEMORY_MS: Final = 1500
+_FORGET_LEAST: Final = 80
+_FORGET_MOST: Final = 500
+_ENOUGH_US: Final = 200_000
 
 
-def step_trim(trim: int, *, limit: int, observed: int, throttled: int, others: int) -> int:
-    """Return the factor for the next second.
+class Phase(IntEnum):
+    """What became of the reading before."""
 
-    Args:
-        trim: The factor that held.
-        limit: Of the share; 0 or 1000: none.
-        observed: Of the card's time, what the share's processes had.
-        throttled: Of the second, how much a launch was waiting.
-        others: Of the card's time, what all other processes had.
+    IDLE = 0
+    SKIPPED = 1
+    COUNTED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class TrimReading:
+    """What one second told of a share.
+
+    Attributes:
+        limit: Of the share, in thousandths; 0 or 1000: none.
+        observed: Thousandths of the card's time that the share's processes had.
+        others: The same of all other processes.
+        charged_us: GPU time that it was charged, less what it was given back.
+        owes: Whether what it launched is not paid for yet.
     """
-    if not 0 < limit < WHOLE or others < _OTHERS_LEAST:
-        return UNCHANGED  # alone, events tell the truth, and to a finer grain
-    trim = trim or UNCHANGED
-    error = observed - limit
-    if (throttled < _THROTTLED_LEAST and error < 0) or abs(error) <= _DEAD_BAND:
-        return trim
-    # As C divides: towards zero.
-    correction = abs(error) * 1000 // limit // 2
-    correction = min(correction, _STEP) * (1 if error > 0 else -1)
-    return min(max(trim * (1000 + correction) // 1000, LOWEST), HIGHEST)
+
+    limit: int
+    observed: int
+    others: int
+    charged_us: int
+    owes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """The correction of a share.
+
+    Attributes:
+        permille: What charges are to be multiplied with, in thousandths.
+        phase: What became of the last reading.
+        observed_us: GPU time that it had lately.
+        untrimmed_us: What it would have been charged for it without a correction.
+    """
+
+    permille: int = UNCHANGED
+    phase: Phase = Phase.IDLE
+    observed_us: int = 0
+    untrimmed_us: int = 0
+
+
+def step_trim(trim: Trim, now: TrimReading) -> Trim:
+    """Return the correction for the next second."""
+    if not 0 < now.limit < WHOLE or now.others < _OTHERS_LEAST:
+        return Trim()  # alone, events tell the truth, and to a finer grain
+    if not now.charged_us and not now.owes:
+        return replace(trim, phase=Phase.IDLE) if trim.phase == Phase.COUNTED else trim
+    if trim.phase == Phase.IDLE:
+        return replace(trim, phase=Phase.SKIPPED)
+    kept = 1000
+    if trim.untrimmed_us > _ENOUGH_US:
+        used_ms = max(now.observed, _divide(now.charged_us, 1000))
+        kept -= min(max(used_ms * 1000 // _MEMORY_MS, _FORGET_LEAST), _FORGET_MOST)
+    observed_us = trim.observed_us * kept // 1000 + now.observed * 1000
+    untrimmed_us = _divide(trim.untrimmed_us * kept, 1000)
+    untrimmed_us += _divide(now.charged_us * 1000, trim.permille)
+    permille = trim.permille
+    if untrimmed_us >= _ENOUGH_US:
+        permille = observed_us * 1000 // untrimmed_us
+        permille = min(max(permille, trim.permille * 2 // 3), trim.permille * 3 // 2)
+        permille = min(max(permille, LOWEST), HIGHEST)
+    return Trim(permille, Phase.COUNTED, observed_us, untrimmed_us)
+
+
+def _divide(value: int, by: int) -> int:
+    """Divide as C does: towards zero."""
+    return value // by if value >= 0 else -(-value // by)

@@ -48,14 +48,23 @@ uint64_t vgpu_bucket_first(struct vgpu_region_device *device, uint64_t launched_
 			   uint64_t measured_ns);
 void vgpu_bucket_waited(struct vgpu_region_device *device, uint64_t waited_ns);
 
-/* ---- compute_trim.c: the slow correction by what NVML sees of a grant, once a second.
- * All in thousandths; the node's part of the controller. `observed` and `others`
- * are what NVML says that this grant and that all others used, `throttled` how much of
- * the second a launch was waiting. */
+/* ---- compute_trim.c: the slow correction by what NVML sees of a grant, once a second;
+ * the node's part of the controller */
 #define VGPU_TRIM_MIN 100u
-#define VGPU_TRIM_MAX 1500u
-uint32_t vgpu_trim_step(uint32_t trim, uint32_t limit, uint32_t observed, uint32_t throttled,
-			uint32_t others);
+#define VGPU_TRIM_MAX 10000u
+struct vgpu_trim_reading {
+	uint32_t limit;     /* thousandths */
+	uint32_t observed;  /* thousandths of the card that the grant had, by NVML */
+	uint32_t others;    /* and everybody else */
+	int32_t charged_us; /* what it was charged since the last, less what it was given back */
+	bool owes;          /* what it launched is not paid for yet */
+};
+struct vgpu_trim {         /* begins as zeros */
+	uint32_t permille; /* for the region */
+	uint32_t phase;
+	int64_t observed_us, untrimmed_us; /* of the last seconds */
+};
+void vgpu_trim_step(struct vgpu_trim *trim, const struct vgpu_trim_reading *now);
 uint64_t vgpu_trim_apply(uint64_t cost_ns, uint32_t trim);
 
 /* ---- compute_cost.c: what a kernel costs, learned */
@@ -82,8 +91,10 @@ void vgpu_cost_forget(struct vgpu_costs *costs, uint64_t key);
 void vgpu_cost_rename(struct vgpu_costs *costs, uint64_t key, uint64_t new_key);
 bool vgpu_cost_wants_sample(struct vgpu_cost *cost);
 void vgpu_cost_sampled(struct vgpu_cost *cost, uint32_t together);
+#define VGPU_CROWDED 1u /* the node says that others compute on the card */
+#define VGPU_SHARED 2u  /* launches that were not measured may have run at the same time */
 /* True if the measured time was this kernel's own: it is then in the mean. */
-bool vgpu_cost_learn(struct vgpu_cost *cost, uint64_t measured_ns);
+bool vgpu_cost_learn(struct vgpu_cost *cost, uint64_t measured_ns, unsigned int doubts);
 
 /* ---- compute_pace.c: one process's launches */
 #define VGPU_SAMPLES 64

@@ -17,6 +17,9 @@
 
 #define WEIGHT 32    /* the mean is over about so many samples */
 #define STRANGERS 64 /* in a row: believed */
+#define SHARED_STRANGERS 1024
+#define FLOOR_DOWN 3 /* a third at most; ... */
+#define FLOOR_UP 100 /* ... one in about 33 is below */
 
 #define GET(field) atomic_load_explicit(&(field), memory_order_relaxed)
 #define SET(field, value) atomic_store_explicit(&(field), value, memory_order_relaxed)
@@ -161,15 +164,42 @@ static void follow_low(struct vgpu_cost *cost, uint64_t measured)
 	SET(cost->low_ns, low ? low : 1);
 }
 
-bool vgpu_cost_learn(struct vgpu_cost *cost, uint64_t measured_ns)
+static uint64_t lesser(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+/* Others are in every sample, more of them or fewer. What only few samples are below is
+ * nearest to the truth and changes least, so that the node's correction can follow. */
+static void follow_floor(struct vgpu_cost *cost, uint64_t measured)
+{
+	uint64_t low = GET(cost->low_ns);
+
+	if (measured < low)
+		low -= lesser(low / FLOOR_DOWN, low - measured);
+	else
+		low += lesser(low / FLOOR_UP, measured - low);
+	SET(cost->low_ns, low ? low : 1);
+	SET(cost->mean_ns, low ? low : 1);
+	SET(cost->strangers, 0);
+}
+
+bool vgpu_cost_learn(struct vgpu_cost *cost, uint64_t measured_ns, unsigned int doubts)
 {
 	uint32_t samples = GET(cost->samples), strangers = GET(cost->strangers);
 	uint64_t low = GET(cost->low_ns), mean = GET(cost->mean_ns);
+	bool shared = doubts & VGPU_SHARED;
+	uint64_t most = low + low / 2 + (shared ? 0 : VGPU_SLICE_MIN_NS / 2);
 	uint32_t weight;
 
-	if (samples && measured_ns > low + low / 2 + VGPU_SLICE_MIN_NS / 2) {
+	if (samples && doubts & VGPU_CROWDED && low >= VGPU_SLICE_MIN_NS / 2 &&
+	    !(shared && measured_ns > most)) {
+		follow_floor(cost, measured_ns);
+		return false;
+	}
+	if (samples && measured_ns > most) {
 		SET(cost->strangers, strangers + 1);
-		if (strangers + 1 < STRANGERS)
+		if (strangers + 1 < (shared ? SHARED_STRANGERS : STRANGERS))
 			return false;
 		samples = 0; /* it is another kernel now */
 	}

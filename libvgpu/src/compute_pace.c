@@ -248,14 +248,21 @@ void vgpu_attribute(const int64_t *begin, const int64_t *end, unsigned int count
 	}
 }
 
+static unsigned int crowded(const struct vgpu_bill *bill)
+{
+	uint32_t trim = GET(bill->devices[0]->trim_permille);
+
+	return trim && trim != 1000 ? VGPU_CROWDED : 0;
+}
+
 static void settle_sample(struct vgpu_pacer *pacer, const struct vgpu_bill *bill, uint64_t now,
-			  const struct vgpu_sample *sample, int64_t own)
+			  const struct vgpu_sample *sample, int64_t own, unsigned int doubts)
 {
 	struct vgpu_cost *cost = vgpu_cost_find(&pacer->costs, sample->key);
 	uint64_t real = own > 0 ? (uint64_t)own : 0;
 
 	/* With a stranger's time in it, the sample says nothing: the mean is charged. */
-	if (cost && !vgpu_cost_learn(cost, real))
+	if (cost && !vgpu_cost_learn(cost, real, doubts | crowded(bill)))
 		real = GET(cost->mean_ns);
 	if (!sample->charged_ns)
 		real = vgpu_bucket_first(bill->devices[0], sample->launched_ns, now, real);
@@ -295,8 +302,10 @@ static void settle_group(struct vgpu_pacer *pacer, const struct vgpu_bill *bill,
 	for (unsigned int i = 0; i < count; i++) {
 		const struct vgpu_sample *sample = at(pacer, members[i]);
 
-		if (inside * 2 < count || (begin[i] >= from && end[i] <= until))
-			settle_sample(pacer, bill, now, sample, own[i]);
+		if (begin[i] >= from && end[i] <= until)
+			settle_sample(pacer, bill, now, sample, own[i], 0);
+		else if (inside * 2 < count)
+			settle_sample(pacer, bill, now, sample, own[i], VGPU_SHARED);
 		else if (!sample->charged_ns) /* it was free so far */
 			settle_all(
 				bill, now,
@@ -345,7 +354,7 @@ void vgpu_pacer_measured(struct vgpu_pacer *pacer, const struct vgpu_bill *bill,
 		SET(cost->pending, GET(cost->pending) - 1);
 	/* Somebody waits for a first figure, even if it is too high by others' time. */
 	if (cost && !GET(cost->samples) && end_ns > begin_ns) {
-		vgpu_cost_learn(cost, (uint64_t)(end_ns - begin_ns));
+		vgpu_cost_learn(cost, (uint64_t)(end_ns - begin_ns), 0);
 	}
 	atomic_store_explicit(&done->state, MEASURED, memory_order_release);
 	advance(pacer, bill, now_ns);

@@ -121,22 +121,64 @@ static void gates(void)
 	CHECK(vgpu_gate_holds(&gate, 7, NOW + 2002 * MS));
 }
 
+static uint32_t trim_after(struct vgpu_trim *trim, unsigned int seconds, uint32_t observed,
+			   int32_t untrimmed_ms, uint32_t others)
+{
+	for (unsigned int i = 0; i < seconds; i++) {
+		uint32_t factor = trim->permille ? trim->permille : 1000;
+
+		vgpu_trim_step(trim, &(struct vgpu_trim_reading){
+					     .limit = 300,
+					     .observed = observed,
+					     .others = others,
+					     .charged_us = untrimmed_ms * (int32_t)factor,
+					     .owes = untrimmed_ms != 0,
+				     });
+	}
+	return trim->permille;
+}
+
 static void trims(void)
 {
-	IS(vgpu_trim_step(0, 300, 300, 500, 500), 1000);
-	CHECK(vgpu_trim_step(1000, 300, 150, 500, 500) < 1000);
-	CHECK(vgpu_trim_step(1000, 300, 400, 500, 500) > 1000);
-	IS(vgpu_trim_step(1000, 300, 150, 0, 500), 1000); /* it does not want more */
-	IS(vgpu_trim_step(500, 300, 150, 500, 0), 1000);  /* alone */
-	IS(vgpu_trim_step(500, 1000, 150, 500, 500), 1000);
-	for (uint32_t trim = 1000, i = 0; i < 100; i++) {
-		trim = vgpu_trim_step(trim, 300, i % 2 ? 0 : UINT32_MAX, 1000, 500);
-		CHECK(trim >= VGPU_TRIM_MIN && trim <= VGPU_TRIM_MAX);
+	struct vgpu_trim trim = {0}, other;
+
+	IS(trim_after(&trim, 1, 150, 300, 500), 1000); /* NVML is late */
+	IS(trim_after(&trim, 2, 150, 300, 500), 500);
+	IS(trim_after(&trim, 9, 300, 600, 500), 500);
+	/* Idle, and what is still running has been paid for. */
+	IS(trim_after(&trim, 5, 150, 0, 500), 500);
+	IS(trim_after(&trim, 5, 0, 0, 500), 500);
+	IS(trim_after(&trim, 1, 0, 600, 500), 500);
+	IS(trim_after(&trim, 1, 300, 600, 500), 500);
+	/* Who pauses after every second is counted as well. */
+	for (int i = 0; i < 20; i++) {
+		trim_after(&trim, 1, 300, 300, 500);
+		trim_after(&trim, 1, 0, 0, 500);
+	}
+	CHECK(trim.permille > 800 && trim.permille <= 1000);
+	/* More processes in turn: another factor, within seconds. */
+	trim_after(&trim, 10, 300, 1500, 500);
+	CHECK(trim.permille >= 195 && trim.permille <= 205);
+	/* What was not charged at all, the other charges are raised for. */
+	CHECK(trim_after(&trim, 30, 600, 300, 300) > 1900);
+	other = trim;
+	IS(trim_after(&trim, 1, 150, 300, 19), 1000); /* alone */
+	IS(trim_after(&trim, 1, 150, 300, 500), 1000);
+	vgpu_trim_step(&other, &(struct vgpu_trim_reading){.limit = 1000, .others = 500});
+	IS(other.permille, 1000); /* not limited */
+	/* Nonsense stays within bounds. */
+	for (int i = 0; i < 100; i++) {
+		vgpu_trim_step(&trim, &(struct vgpu_trim_reading){
+					      .limit = 300,
+					      .observed = i % 3 ? 0 : UINT32_MAX,
+					      .others = 500,
+					      .charged_us = i % 2 ? INT32_MIN : INT32_MAX});
+		CHECK(trim.permille >= VGPU_TRIM_MIN && trim.permille <= VGPU_TRIM_MAX);
 	}
 	IS(vgpu_trim_apply(123456789, 0), 123456789);
 	IS(vgpu_trim_apply(1000000, 500), 500000);
 	IS(vgpu_trim_apply(400000, 500), 400000); /* shorter than a slice */
-	IS(vgpu_trim_apply(1000000, UINT32_MAX), 1500000);
+	IS(vgpu_trim_apply(1000000, UINT32_MAX), 10000000);
 }
 
 static struct vgpu_costs costs;
@@ -147,25 +189,41 @@ static void learning(void)
 
 	CHECK(cost == vgpu_cost_use(&costs, 42) && cost == vgpu_cost_find(&costs, 42));
 	for (int i = 0; i < 1000; i++)
-		CHECK(vgpu_cost_learn(cost, 900000 + (uint64_t)(i % 5) * 50000));
+		CHECK(vgpu_cost_learn(cost, 900000 + (uint64_t)(i % 5) * 50000, 0));
 	CHECK(cost->mean_ns > 980000 && cost->mean_ns < 1020000);
 	/* A neighbour's slice in it. */
-	CHECK(!vgpu_cost_learn(cost, 3 * MS));
+	CHECK(!vgpu_cost_learn(cost, 3 * MS, 0));
 	CHECK(cost->mean_ns < 1020000);
 	/* But not 64 times in a row. */
 	for (int i = 0; i < 64; i++)
-		vgpu_cost_learn(cost, 3 * MS);
+		vgpu_cost_learn(cost, 3 * MS, 0);
 	IS(cost->mean_ns, 3 * MS);
 	/* What was learned beside a neighbour goes at the first sight of the truth. */
-	CHECK(vgpu_cost_learn(cost, 1 * MS));
+	CHECK(vgpu_cost_learn(cost, 1 * MS, 0));
 	IS(cost->mean_ns, 1 * MS);
+	/* With others always in it: what few samples are below, whoever else runs. */
+	for (int i = 0; i < 3000; i++)
+		CHECK(!vgpu_cost_learn(cost, (uint64_t)(i % 20 ? 6 : 3) * MS, VGPU_CROWDED));
+	CHECK(cost->mean_ns > 3 * MS - 1 && cost->mean_ns < 3 * MS + MS);
+	/* Twice as long beside launches of its own process that were not measured. */
+	for (int i = 0; i < 500; i++)
+		CHECK(!vgpu_cost_learn(cost, 8 * MS, VGPU_CROWDED | VGPU_SHARED));
+	CHECK(cost->mean_ns < 4 * MS);
+	vgpu_cost_forget(&costs, 42);
+	cost = vgpu_cost_use(&costs, 42);
+	CHECK(vgpu_cost_learn(cost, 20000, 0));
+	for (int i = 0; i < 1023; i++)
+		CHECK(!vgpu_cost_learn(cost, 40000, VGPU_SHARED));
+	IS(cost->mean_ns, 20000);
+	CHECK(vgpu_cost_learn(cost, 40000, VGPU_SHARED)); /* it is another kernel now */
+	IS(cost->mean_ns, 40000);
 	vgpu_cost_forget(&costs, 42);
 	CHECK(!vgpu_cost_find(&costs, 42));
 	/* More kernels than there is room for: the table is as large as it was. */
 	for (uint64_t key = 1; key < 100000; key++) {
 		cost = vgpu_cost_use(&costs, key);
 		CHECK(cost && cost->key == key && !cost->samples);
-		vgpu_cost_learn(cost, key);
+		vgpu_cost_learn(cost, key, 0);
 	}
 	CHECK(vgpu_cost_find(&costs, 99999)->mean_ns == 99999);
 }
@@ -178,7 +236,7 @@ static void sampling(void)
 	for (int i = 0; i < 256 * 100; i++)
 		if (vgpu_cost_wants_sample(cost)) {
 			vgpu_cost_sampled(cost, 1);
-			vgpu_cost_learn(cost, 5000);
+			vgpu_cost_learn(cost, 5000, 0);
 			taken++;
 		}
 	CHECK(taken >= 100 && taken < 125);

@@ -71,6 +71,7 @@ struct setup {
 	enum controller controller;
 	unsigned int other_percent; /* a second tenant with the same loop; 0 = none */
 	double seconds, warm_seconds;
+	uint64_t seed; /* of the kernels' durations and the sleeps' ends */
 };
 struct outcome {
 	double mean, other, mae; /* percent of the card; MAE around `target` */

@@ -19,6 +19,7 @@
 #define NAP_NS 20000000u /* as in pace.c: debts may shrink meanwhile */
 #define TICK_NS 10000000u
 #define HISTORY 100 /* ticks in what NVML averages over */
+#define LAG 20      /* and how old that is when it is told */
 #define GRAPH_NODES 20
 #define GRAPH_NS 50000000u
 
@@ -26,7 +27,8 @@ struct tenant { /* a grant */
 	struct vgpu_region_device device;
 	struct vgpu_bill bill;
 	unsigned int percent;
-	uint64_t throttled_before;
+	uint64_t charged_before;
+	struct vgpu_trim trim;
 };
 
 struct program {
@@ -43,7 +45,7 @@ struct program {
 	unsigned int stream;
 	uint64_t launches, stop_ns, start_ns; /* idle in between */
 	uint64_t begin[VGPU_SAMPLES], end[VGPU_SAMPLES];
-	uint64_t history[HISTORY];
+	uint64_t history[HISTORY + LAG];
 };
 
 struct world {
@@ -195,9 +197,10 @@ static void step(struct world *world, struct program *program, uint64_t now)
 /* What NVML would say of a process: whole percent of the last second. */
 static unsigned int percent_seen(const struct world *world, const struct program *program)
 {
-	uint64_t busy = world->card.processes[program->number].busy_ns;
+	uint64_t until = program->history[(world->ticks + HISTORY) % (HISTORY + LAG)];
+	uint64_t from = program->history[world->ticks % (HISTORY + LAG)];
 
-	return (unsigned int)((busy - program->history[world->ticks % HISTORY]) / (SECOND / 100));
+	return (unsigned int)((until - from) / (SECOND / 100));
 }
 
 static unsigned int tenant_seen(const struct world *world, const struct tenant *tenant)
@@ -212,19 +215,22 @@ static unsigned int tenant_seen(const struct world *world, const struct tenant *
 
 static void publish_trim(struct world *world, struct tenant *tenant)
 {
-	uint64_t throttled = tenant->device.throttled_ns - tenant->throttled_before;
-	uint32_t processes = 0, others = 0;
+	int64_t charged = (int64_t)(tenant->device.busy_ns - tenant->charged_before);
+	struct vgpu_trim_reading now = {.limit = tenant->percent * 10,
+					.charged_us = (int32_t)(charged / 1000),
+					.owes = tenant->device.due_ns > world->card.now};
 
-	for (unsigned int i = 0; i < world->count; i++)
-		if (world->programs[i].tenant == tenant)
-			processes += percent_seen(world, &world->programs[i]) != 0;
-		else
-			others += 10 * percent_seen(world, &world->programs[i]);
-	tenant->throttled_before = tenant->device.throttled_ns;
-	tenant->device.trim_permille = vgpu_trim_step(
-		tenant->device.trim_permille, tenant->percent * 10,
-		tenant_seen(world, tenant) * 10 + 5 * processes, /* the middle of what was cut */
-		(uint32_t)(throttled / (SECOND / 1000)), others);
+	for (unsigned int i = 0; i < world->count; i++) {
+		uint32_t percent = percent_seen(world, &world->programs[i]);
+
+		if (world->programs[i].tenant != tenant)
+			now.others += 10 * percent;
+		else if (percent)
+			now.observed += 10 * percent + 5; /* the middle of what was cut */
+	}
+	tenant->charged_before = tenant->device.busy_ns;
+	vgpu_trim_step(&tenant->trim, &now);
+	tenant->device.trim_permille = tenant->trim.permille;
 }
 
 static void tick(struct world *world)
@@ -243,7 +249,7 @@ static void tick(struct world *world)
 			if (world->tenants[i].percent)
 				publish_trim(world, &world->tenants[i]);
 	for (unsigned int i = 0; i < world->count; i++)
-		world->programs[i].history[world->ticks % HISTORY] =
+		world->programs[i].history[world->ticks % (HISTORY + LAG)] =
 			world->card.processes[world->programs[i].number].busy_ns;
 	world->ticks++;
 }
@@ -306,7 +312,8 @@ static struct world *make_world(const struct setup *setup)
 
 	if (!world)
 		abort();
-	world->chance = setup->kernel_ns * 131 + setup->percent * 7 + setup->processes;
+	world->chance = setup->kernel_ns * 131 + setup->percent * 7 + setup->processes +
+			setup->seed * UINT64_C(1000003);
 	world->card.now = 0;
 	make_tenant(&world->tenants[0], setup->percent);
 	for (unsigned int i = 0; i < setup->processes; i++)
@@ -357,8 +364,9 @@ static double respond(struct world *world, const struct setup *setup, double mea
 	double length = (double)setup->kernel_ns * 1.1 * setup->processes;
 
 	if (setup->loop == GRAPH)
-		length = setup->kernel_ns * 20 < GRAPH_NS ? (double)setup->kernel_ns * 22
-							  : (double)GRAPH_NS * 1.1;
+		length = (setup->kernel_ns * 20 < GRAPH_NS ? (double)setup->kernel_ns * 22
+							   : (double)GRAPH_NS * 1.1) *
+			 setup->processes;
 	if (length > slack)
 		slack = length;
 	for (unsigned int i = 0; i < world->count; i++)

@@ -228,8 +228,12 @@ async def test_the_correction_is_told_and_taken_back(node: Node) -> None:
     node.add("a")
     node.add("b", cores_percent=0)
     node.driver.processes = {107: ("a", 1, 60), 108: ("b", 1, 30)}
-    await node.look(3)
-    assert node.card("a").trim_permille > 1000
+    charged_ns = 0
+    for _ in range(8):  # half of what it has, but for the correction
+        charged_ns += 302_500 * (node.card("a").trim_permille or 1000)
+        node.launch("a", charged_ns)
+        await node.look()
+    assert node.card("a").trim_permille in range(1990, 2010)
     assert node.card("b").trim_permille == 0
     node.driver.processes = {107: ("a", 1, 60)}
     await node.look(5)

@@ -370,11 +370,14 @@ def test_a_lower_priority_waits_for_a_higher_and_does_not_count_meanwhile() -> N
 # --- trim
 
 
-def trims(*, busy: tuple[int | None, int | None], waited_ms: int, alone: bool = False) -> list[int]:
+def trims(
+    *, busy: tuple[int | None, int | None], charged_ms: int, alone: bool = False, due_ns: int = 0
+) -> list[int]:
     one, two = share("one", cores_percent=40), share("two", cores_percent=0)
     arbiter, found = Arbiter(), {}
     for second in range(4):
-        devices = {one.name: say(throttled_ns=second * waited_ms * 1_000_000), two.name: say()}
+        device = say(busy_ns=second * charged_ms * 1_000_000, due_ns=due_ns)
+        devices = {one.name: device, two.name: say()}
         owned = [works(one, busy[0]), works(two, busy[1], pid=8)]
         found = arbiter.trim(
             [one, two],
@@ -387,15 +390,17 @@ def trims(*, busy: tuple[int | None, int | None], waited_ms: int, alone: bool = 
     return [found.get(one.name, -1), found.get(two.name, -1)]
 
 
-def test_a_share_that_gets_too_little_beside_a_neighbour_is_charged_less() -> None:
-    low, other = trims(busy=(200, 500), waited_ms=900)
-    assert 100 <= low < 800
+def test_a_share_that_is_charged_more_than_it_has_is_charged_less() -> None:
+    low, other = trims(busy=(200, 500), charged_ms=400)
+    assert 400 <= low < 800
     assert other == 1000, "it has no limit"
-    assert trims(busy=(200, 500), waited_ms=0)[0] == 1000, "it wants no more"
-    assert trims(busy=(600, 300), waited_ms=900)[0] > 1000
-    assert trims(busy=(200, 500), waited_ms=900, alone=True)[0] == 1000
-    assert trims(busy=(200, 0), waited_ms=900)[0] == 1000, "nobody is in its samples"
-    assert trims(busy=(200, None), waited_ms=900)[0] == -1, "unknown: as it is"
+    assert trims(busy=(395, 500), charged_ms=400)[0] == 1000
+    assert trims(busy=(600, 300), charged_ms=400)[0] > 1000
+    assert trims(busy=(200, 500), charged_ms=400, alone=True)[0] == 1000
+    assert trims(busy=(200, 0), charged_ms=400)[0] == 1000, "nobody is in its samples"
+    assert trims(busy=(200, None), charged_ms=400)[0] == -1, "unknown: as it is"
+    assert trims(busy=(200, 500), charged_ms=0)[0] == 1000, "paid for before"
+    assert trims(busy=(0, 500), charged_ms=10**9, due_ns=2**63)[0] in range(100, 1000)
 
 
 @pytest.mark.parametrize(
