@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from hami_dra.kubeletplugin.service import ClaimRef
 from hami_dra.node.sharedir import ShareDirectories
 from hami_dra.testing.fakecluster import FakeCluster
-from tests.unit.node.rig import Rig, make_claim, make_share, start_rig
-from tests.unit.node.test_preparer import put_claim
+from tests.unit.node.rig import Rig, make_claim, make_share, put_claim, start_rig
 
 
 @dataclass
@@ -137,15 +137,13 @@ def _read(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() and path.name != "metadata.json" else b""
 
 
-async def test_a_library_that_is_gone_is_said_each_time(
-    bench: Bench, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_a_library_that_is_gone_is_said_each_time(bench: Bench) -> None:
     await bench.repair()
     bench.rig.files.installed.library.unlink()
-    capsys.readouterr()
     for _ in range(2):
-        await bench.repair()
-        assert "no such file, but the claim's containers need it" in capsys.readouterr().out
+        with capture_logs() as logs:
+            await bench.repair()
+        assert "no such file, but the claim's containers need it" in str(logs)
 
 
 async def test_other_limits_are_gone_through(bench: Bench) -> None:
