@@ -12,6 +12,7 @@ import fcntl
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ _REGISTERED: Final = ".registered"
 _PROBE_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 0.25
 """A lock that the kernel drops wakes nobody who does not wait in a thread of its own."""
+
+_YOUNG_NS: Final = 10**9
+_Stamp = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class Instance:
         self.name = name
         self._directory = directory
         self._descriptor = descriptor
+        self._alone: _Stamp | None = None
 
     @classmethod
     @contextmanager
@@ -134,12 +139,23 @@ class Instance:
         """Whether this instance speaks for the driver now."""
         if not self.name:
             return True
+        now, stamp = time.time_ns(), _stamp(self._directory)
+        peers = self.peers()
+        # A directory that changes again within a tick of the kernel's clock has the same date.
+        old = stamp is not None and now - stamp[1] >= _YOUNG_NS
+        self._alone = stamp if old and not peers else None
         mine = (self._mark().exists(), self.number)
-        return all((peer.registered, peer.number) < mine for peer in self.peers())
+        return all((peer.registered, peer.number) < mine for peer in peers)
 
     async def check_lead(self) -> bool:
-        """Do as `leads`, in a thread."""
-        return not self.name or await asyncio.to_thread(self.leads)
+        """Do as `leads`, in a thread.
+
+        Whoever comes is seen in the directory: while it is as it was when nobody else was there,
+        this is one question to the kernel.
+        """
+        if not self.name or (self._alone is not None and self._alone == _stamp(self._directory)):
+            return True
+        return await asyncio.to_thread(self.leads)
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
@@ -166,7 +182,7 @@ async def follow_lead(instance: Instance, on_change: Callable[[bool], None]) -> 
     """Tell whether an instance leads, at first and as often as that changes, until cancelled."""
     told: bool | None = None
     while True:
-        leads = await asyncio.to_thread(instance.leads)
+        leads = await instance.check_lead()
         if leads != told:
             told = leads
             _log.info("instance.leads" if leads else "instance.follows", number=instance.number)
@@ -249,6 +265,15 @@ def _list(directory: Path) -> list[tuple[int, str, Path]]:
             if match:
                 found.append((int(match[1]), match[2], path))
     return found
+
+
+def _stamp(directory: Path) -> _Stamp | None:
+    """Return what changes when a name in a directory comes or goes."""
+    try:
+        found = os.stat(directory)  # noqa: PTH116 - several times a second
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _mark_of(path: Path) -> Path:

@@ -40,6 +40,9 @@ _SETTLE_SECONDS: Final = 0.5
 """After Prepare: kubelet's calls come in bursts, and none of them should wait for us."""
 _LOOKS: Final = 4
 """Every so many a claim is gone through although nothing about it is new: cards change as well."""
+_TURNS: Final = 10
+"""In how many turns all claims are looked at: one after the other they would cost twice as much,
+since each would wake the process, and all at a time would hold up a Prepare."""
 _SEEN_INTERVALS: Final = 2.0
 """How long a claim counts as being there after it was read."""
 
@@ -195,7 +198,7 @@ class ClaimWatch:
         }
         for uid in ready - set(self._followed):
             wait = self._interval_seconds * random.random()  # noqa: S311 - spreads load
-            self._followed[uid] = _Followed(due=self._clock.monotonic() + wait)
+            self._followed[uid] = _Followed(due=self._find_turn(wait))
         for uid in before - ready:
             self.forget(uid)
 
@@ -219,18 +222,24 @@ class ClaimWatch:
         followed = self._followed.get(uid)
         if followed is None:
             return
-        delay = self._interval_seconds * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
         try:
             await self._follow(uid, followed)
             followed.failures = 0
+            delay = self._interval_seconds * random.uniform(0.95, 1.05)  # noqa: S311 - spreads load
+            followed.due = self._find_turn(delay)
         except HamiDraError as error:
             low, high = _BACKOFF_SECONDS
             delay = min(low * 2**followed.failures, high)
             followed.failures = min(followed.failures + 1, 16)
             self._errors += 1
+            followed.due = self._clock.monotonic() + delay
             if followed.failures == 1:
                 _log.warning("claim.not_followed", uid=uid, error=str(error))
-        followed.due = self._clock.monotonic() + delay
+
+    def _find_turn(self, delay: float) -> float:
+        """Return the last turn before so many seconds from now are over."""
+        turn = self._interval_seconds / _TURNS
+        return (self._clock.monotonic() + delay) // turn * turn
 
     async def _follow(self, uid: str, followed: _Followed) -> None:
         if followed.held is not None:

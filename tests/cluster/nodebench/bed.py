@@ -110,6 +110,7 @@ class Bed:
                 "--sysfs", str(self.driver.sysfs_dir),
                 "--libvgpu", str(BUILD / "src" / "libvgpu.so"),
                 "--split-count", str(SPLIT_COUNT),
+                "--pod-uid", "0f2c1d34-5a6b-4c7d-8e9f-012345678900",
                 "--health-listen", HEALTH.removeprefix("http://"),
             ],
             self.environment,
@@ -170,5 +171,9 @@ def _allocate(claim: Mapping[str, Any], number: int) -> Object:
         "consumedCapacity": {"memory": "400Mi", "cores": "1", "slots": "1"},
     }
     pod = {"resource": "pods", "name": f"pod-{number}", "uid": f"pod-{number}"}
-    status = {"allocation": {"devices": {"results": [result]}}, "reservedFor": [pod]}
+    # By this the API server knows that the node may write the claim's status.
+    field = {"key": "metadata.name", "operator": "In", "values": [NODE]}
+    selector = {"nodeSelectorTerms": [{"matchFields": [field]}]}
+    allocation = {"devices": {"results": [result]}, "nodeSelector": selector}
+    status = {"allocation": allocation, "reservedFor": [pod]}
     return {**claim, "status": status}
