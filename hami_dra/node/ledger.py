@@ -2,9 +2,9 @@
 
 The ledger is what Unprepare works from (the claim may be gone), and the last line of defence
 against two owners of one share: a transaction that would take more of a card than is published
-fails. One thread owns the connection; every change is on disk when its call returns. Other
-processes may use the same file (see `ledgerfile`), and the file may be lost and filled anew while
-claims are worked on; whoever meets that tries again.
+fails. One thread owns the connection; every change but `finish` is on disk when its call returns.
+Other processes may use the same file (see `ledgerfile`), and the file may be lost and filled anew
+while claims are worked on; whoever meets that tries again.
 """
 
 import asyncio
@@ -145,12 +145,15 @@ class Ledger:
         await self._change(_begin, record, capacities)
 
     async def finish(self, uid: str, boot_id: str) -> None:
-        """Record that a claim is ready.
+        """Record that a claim is ready, for as long as this boot lasts.
+
+        A power cut may take it back to the intent: it ends all containers, and the kubelet calls
+        Prepare again before it starts others (docs/decisions/0026-idle-nodes.md).
 
         Raises:
             RetryError: The ledger was lost since `begin`; begin again.
         """
-        await self._change(_finish, uid, boot_id)
+        await self._change(_finish, uid, boot_id, durable=False)
 
     async def note(self, record: ClaimRecord) -> None:
         """Replace the record of a claim that has begun: what was made for it meanwhile.
@@ -196,10 +199,15 @@ class Ledger:
         return await self._explained(loop.run_in_executor(self._executor, attempt, work, arguments))
 
     async def _change(
-        self, work: Callable[..., None], *arguments: object, last_resort: bool = False
+        self,
+        work: Callable[..., None],
+        *arguments: object,
+        last_resort: bool = False,
+        durable: bool = True,
     ) -> None:
         """Make a change in the ledger's thread; those that come together share a commit."""
-        await self._explained(self._changes.do(_Change(work, arguments, last_resort=last_resort)))
+        change = _Change(work, arguments, last_resort=last_resort, durable=durable)
+        await self._explained(self._changes.do(change))
 
     async def _explained(self, answer: Awaitable[T]) -> T:
         try:
@@ -262,10 +270,11 @@ class _Change:
     work: Callable[..., None]
     arguments: tuple[object, ...]
     last_resort: bool
+    durable: bool
 
 
 def _change_one(connection: sqlite3.Connection, change: _Change) -> None:
-    with transaction(connection):
+    with transaction(connection, durable=change.durable):
         change.work(connection, *change.arguments)
 
 
@@ -274,7 +283,7 @@ def _change_together(
 ) -> list[Exception | None]:
     """Make changes in one transaction; what is refused is undone, and the others are not."""
     outcomes: list[Exception | None] = []
-    with transaction(connection):
+    with transaction(connection, durable=any(change.durable for change in changes)):
         for change in changes:
             connection.execute("SAVEPOINT change")
             try:
