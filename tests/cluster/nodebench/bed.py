@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hami_dra.contract.names import DEVICE_CLASS, DRIVER_NAME
 from hami_dra.policy.devices import name_device
-from hami_dra.testing.simgpu import A100, DriverRoot, create_driver_root
+from hami_dra.testing.simgpu import A100, DriverRoot, SimCard, create_driver_root
 from tests.cluster.calls import Call, require_done, send_all
 from tests.cluster.config import BUILD, ROOT
 from tests.cluster.installation import NAMESPACE, Installation
@@ -49,16 +49,7 @@ class Bed:
         """Install what a node process needs, and a container's credentials for it."""
         # As in an image, also where Python is told not to write what it compiles.
         compileall.compile_dir(ROOT / "hami_dra", quiet=1)
-        cards = [
-            replace(
-                A100,
-                uuid=f"GPU-{number:08x}-5157-4a2b-9c3d-0123456789ab",
-                pci_bus_id=f"0000:{number + 1:02x}:00.0",
-                minor=number,
-            )
-            for number in range(CARDS)
-        ]
-        driver = create_driver_root(cluster.directory / "driver", cards, BUILD)
+        driver = create_driver_root(cluster.directory / "driver", list_cards(CARDS), BUILD)
         installation = Installation(cluster)
         installation.apply_manifests()
         create_nodes(cluster.api, [SimNode(name=NODE)])
@@ -145,6 +136,20 @@ class Bed:
             {key: str(answer.body["metadata"][key]) for key in ("namespace", "name", "uid")}
             for answer in answers
         ]
+
+
+def list_cards(count: int, **changes: Any) -> list[SimCard]:
+    """Return so many cards of one kind."""
+    return [
+        replace(
+            A100,
+            uuid=f"GPU-{number:08x}-5157-4a2b-9c3d-0123456789ab",
+            pci_bus_id=f"0000:{number + 1:02x}:00.0",
+            minor=number,
+            **changes,
+        )
+        for number in range(count)
+    ]
 
 
 def _describe_claim(number: int) -> Object:

@@ -33,7 +33,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         kubelet_dir: Where the driver registers.
         claims: ``namespace``, ``name`` and ``uid`` of each.
         rounds: How often all of them are prepared and unprepared again.
-        at_once: How many calls are running at a time.
+        at_once: How many calls begin at a time; the next ones begin when all have their answers.
+        spread_seconds: Over how long they begin, evenly, whether those before have been answered.
         keep: Whether the claims stay prepared after the last round.
     """
 
@@ -41,6 +42,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     claims: list[dict[str, str]]
     rounds: int = 1
     at_once: int = 1
+    spread_seconds: float = 0.0
     keep: bool = False
 
 
@@ -113,7 +115,7 @@ async def run(plan: Plan) -> Calls:
                 for start in range(0, len(plan.claims), plan.at_once):
                     claims = plan.claims[start : start + plan.at_once]
                     batch_began = time.perf_counter()
-                    await _call_all(connection, verb, claims, found[verb])
+                    await _call_all(connection, verb, claims, plan.spread_seconds, found[verb])
                     batches[verb].append((time.perf_counter() - batch_began) * 1000)
         seconds = time.perf_counter() - began
     return Calls(
@@ -128,9 +130,19 @@ async def _call_all(
     connection: _Connection,
     verb: str,
     claims: Sequence[dict[str, str]],
+    spread_seconds: float,
     found: dict[str, list[float]],
 ) -> None:
-    took = await asyncio.gather(*(connection.call(verb, claim) for claim in claims))
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+
+    async def call(number: int, claim: dict[str, str]) -> float:
+        if spread_seconds:
+            due = began + number * spread_seconds / len(claims)
+            await asyncio.sleep(max(due - loop.time(), 0.0))
+        return await connection.call(verb, claim)
+
+    took = await asyncio.gather(*(call(number, claim) for number, claim in enumerate(claims)))
     for claim, each in zip(claims, took, strict=True):
         found[claim["uid"]].append(each)
 

@@ -12,12 +12,13 @@ import json
 import re
 import time
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any, Final
 
 from hami_dra.contract.names import POD_CLAIM_NAME
-from hami_dra.testing.simgpu import A100
+from tests.cluster.calls import Call, require_done, send_all
 from tests.cluster.images import CUDA_TEST
+from tests.cluster.nodebench.bed import list_cards
 from tests.cluster.stack import Stack
 from tests.cluster.states import is_running
 from tests.cluster.webhookbench.report import spread
@@ -32,6 +33,11 @@ Object = dict[str, Any]
 
 _PODS: Final = "/api/v1/namespaces/default/pods"
 _CONTAINERD: Final = re.compile(r'time="([^"]+)" level=info msg="(\w+) (.*)"$')
+_CROWD: Final = 50
+_CARDS: Final = 8
+"""Enough for all of them, at ten shares each."""
+_LITTLE: Final = {"cpu": "5m", "memory": "8Mi"}
+"""So that all of them fit on a node of two cores."""
 _SHARE: Final = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "1000"}
 STAGES: Final = (
     "admission and storing",
@@ -87,7 +93,7 @@ class Way:
 
 def measure(cluster: Cluster, count: int, report: Report) -> None:
     """Send pods with a share and without in turn, each once the one before it is gone."""
-    stack = Stack.install(cluster, (A100,))
+    stack = Stack.install(cluster, list_cards(_CARDS))
     ways: dict[str, list[Way]] = {"a share": [], "no claim": []}
     for number in range(count + 1):
         for said, found in ways.items():
@@ -108,6 +114,33 @@ def measure(cluster: Cluster, count: int, report: Report) -> None:
         extra = median(figures["a share"]) - median(figures["no claim"])
         texts = ", ".join(f"{spread(values)} with {said}" for said, values in figures.items())
         report.say(f"ms of a pod's way: {stage}", f"{texts}; {extra:+.0f}")
+    _measure_crowd(stack, report)
+
+
+def _measure_crowd(stack: Stack, report: Report) -> None:
+    """Create many pods with a share at the same moment, and see when kubelet's calls come."""
+    cluster = stack.cluster
+    end = len(cluster.logs("node"))
+    bodies = [_describe(f"crowd-{n}", _SHARE, _LITTLE) for n in range(_CROWD)]
+    calls = [Call("POST", _PODS, body) for body in bodies]
+    require_done(calls, send_all(cluster.api, calls))
+    cluster.wait_for_all(
+        "pods", lambda pods: len(pods) == _CROWD and all(map(is_running, pods)), timeout_seconds=300
+    )
+    said = [json.loads(line) for line in cluster.logs("node")[end:].splitlines() if line[:1] == "{"]
+    done = [line for line in said if line.get("event") == "prepare" and line["result"] == "ok"]
+    own = [float(line["ms"]) - float(line["read_ms"]) for line in done]
+    spans = [(_parse(line["timestamp"]), float(line["ms"]) / 1000) for line in done]
+    began = sorted(ended - took for ended, took in spans)
+    running = max(sum(1 for ended, took in spans if ended - took <= at < ended) for at in began)
+    title = f"Prepare, {_CROWD} pods created at once, kubelet's calls: ms besides the GET"
+    cuts = quantiles(own, n=100, method="inclusive")
+    report.at_most(f"{title}, p50", cuts[49], 5.0, f"{cuts[49]:.1f}")
+    report.at_most(f"{title}, p99", cuts[98], 15.0, f"{cuts[98]:.1f} (most {max(own):.1f})")
+    report.say(
+        f"{_CROWD} pods created at once: s over which the calls came; most at a time",
+        f"{began[-1] - began[0]:.1f}; {running}",
+    )
 
 
 def _follow(stack: Stack, name: str, limits: Mapping[str, str]) -> Way:
@@ -161,12 +194,17 @@ def _has_claims(pod: Object) -> bool:
     return any(each["name"] == POD_CLAIM_NAME for each in statuses)
 
 
-def _describe(name: str, limits: Mapping[str, str]) -> Object:
+def _describe(
+    name: str, limits: Mapping[str, str], requests: Mapping[str, str] | None = None
+) -> Object:
     container = {
         "name": "main",
         "image": CUDA_TEST,
         "command": ["sh", "-c", "exec sleep 3600"],
-        "resources": {"limits": {"cpu": "100m", "memory": "64Mi", **limits}},
+        "resources": {
+            "limits": {"cpu": "100m", "memory": "64Mi", **limits},
+            **({"requests": dict(requests)} if requests else {}),
+        },
     }
     spec = {"containers": [container], "terminationGracePeriodSeconds": 0}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}

@@ -30,10 +30,33 @@ ROUNDS = 200
 """Of all claims: ten thousand prepares."""
 _PARTS = 10
 _REPEATS = 5
-_ROUNDS_OF_REPEAT = {1: 2, CLAIMS: 8}
-"""By how many at once: one after the other takes long and says the same each time."""
+_ROUNDS = 8
 IDLE_SECONDS = 60.0
 _FLOOR = "floor"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """How the calls of a round begin.
+
+    Attributes:
+        said: In the table.
+        rounds: Of a repeat: what takes long says the same each time.
+        at_once: How many belong together.
+        spread_seconds: Over how long those begin.
+    """
+
+    said: str
+    rounds: int
+    at_once: int
+    spread_seconds: float = 0.0
+
+
+_ARRIVALS = (
+    Arrival("one at a time", 2, 1),
+    Arrival(f"{CLAIMS} in a second", 2, CLAIMS, 1.0),
+    Arrival(f"{CLAIMS} at once", _ROUNDS, CLAIMS),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +98,16 @@ def measure(bed: Bed, claims: Sequence[dict[str, str]], report: Report) -> None:
     """Measure on a node process that runs and is used for nothing else."""
     _call(bed, claims, rounds=3, at_once=CLAIMS)  # connections, caches, the first WAL
     floor = _measure_floor(bed, claims, report)
-    for at_once, said in ((1, "one at a time"), (CLAIMS, f"{CLAIMS} at once")):
-        rounds = _ROUNDS_OF_REPEAT[at_once]
+    for arrival in _ARRIVALS:
+        said, at_once = arrival.said, arrival.at_once
         before = read_usage(bed.cluster, "node").cpu_seconds
-        runs = [
-            _measure_calls(bed, claims, rounds=rounds, at_once=at_once) for _ in range(_REPEATS)
-        ]
+        runs = [_measure_calls(bed, claims, arrival) for _ in range(_REPEATS)]
         used = read_usage(bed.cluster, "node").cpu_seconds - before
-        each = used / (_REPEATS * rounds * CLAIMS) * 1000
+        each = used / (_REPEATS * arrival.rounds * CLAIMS) * 1000
         report.say(f"CPU of a Prepare and an Unprepare, {said}, ms", f"{each:.1f}")
         own = _report_calls(report, f"Prepare, {said}", [run.prepared for run in runs])
         _report_calls(report, f"Unprepare, {said}", [run.unprepared for run in runs])
-        if at_once > 1:
+        if at_once > 1 and not arrival.spread_seconds:
             _report_queue(report, "Prepare", at_once, [run.prepare_ms for run in runs])
             _report_queue(report, "Unprepare", at_once, [run.unprepare_ms for run in runs])
             title = f"Prepare, {said}: p50 besides the GET, times that floor"
@@ -136,7 +157,7 @@ def _measure_floor(bed: Bed, claims: Sequence[dict[str, str]], report: Report) -
     try:
         _call(bed, claims, rounds=2, at_once=CLAIMS, kubelet=kubelet)
         runs = [
-            _call(bed, claims, rounds=_ROUNDS_OF_REPEAT[CLAIMS], at_once=CLAIMS, kubelet=kubelet)
+            _call(bed, claims, rounds=_ROUNDS, at_once=CLAIMS, kubelet=kubelet)
             for _ in range(_REPEATS)
         ]
     finally:
@@ -201,9 +222,15 @@ def measure_idle(bed: Bed, claims: Sequence[dict[str, str]], report: Report) -> 
     report.at_most(title, percent, 0.5, f"{percent:.2f} (in steps of {step:.2f})")
 
 
-def _measure_calls(bed: Bed, claims: Sequence[dict[str, str]], *, rounds: int, at_once: int) -> Run:
+def _measure_calls(bed: Bed, claims: Sequence[dict[str, str]], arrival: Arrival) -> Run:
     before = len(bed.cluster.logs("node"))
-    calls = _call(bed, claims, rounds=rounds, at_once=at_once)
+    calls = _call(
+        bed,
+        claims,
+        rounds=arrival.rounds,
+        at_once=arrival.at_once,
+        spread_seconds=arrival.spread_seconds,
+    )
     reads: dict[str, list[float]] = {}
     for line in _list_lines(bed.cluster.logs("node")[before:]):
         if line.get("event") == "prepare":
@@ -224,6 +251,7 @@ def _call(
     *,
     rounds: int,
     at_once: int,
+    spread_seconds: float = 0.0,
     keep: bool = False,
     kubelet: Path | None = None,
 ) -> Calls:
@@ -233,6 +261,7 @@ def _call(
         claims=list(claims),
         rounds=rounds,
         at_once=at_once,
+        spread_seconds=spread_seconds,
         keep=keep,
     )
     path = cluster.directory / "calls.json"

@@ -7,9 +7,10 @@ import time
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tests.cluster.config import ROOT
+from hami_dra.testing.simgpu import create_driver_root
+from tests.cluster.config import BUILD, ROOT
 from tests.cluster.errors import ClusterError
-from tests.cluster.nodebench.bed import CARDS, NODE
+from tests.cluster.nodebench.bed import CARDS, NODE, list_cards
 from tests.cluster.webhookbench.report import spread
 
 if TYPE_CHECKING:
@@ -47,15 +48,14 @@ def _are_complete(items: list[dict[str, Any]]) -> bool:
 
 
 def measure_many(bed: Bed, report: Report) -> None:
-    """Write, change and write anew all slices of a node with 16 cards of 7 parts each.
-
-    The devices are plain cards; the publisher neither knows nor cares.
-    """
+    """Write, change and write anew all slices of a node with 16 cards of 7 MIG devices each."""
     bed.stop_node()
     bed.cluster.api.request("DELETE", _SLICES)
+    cards = list_cards(CARDS, mig=True)
+    driver = create_driver_root(bed.cluster.directory / "mig-driver", cards, BUILD)
     done = bed.cluster.run(
-        [sys.executable, "-m", "tests.cluster.nodebench.publisher", NODE],
-        {**bed.environment, "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-m", "tests.cluster.nodebench.publisher", NODE, str(driver.root)],
+        {**bed.environment, **driver.environment(), "PYTHONPATH": str(ROOT)},
     )
     if done.returncode != 0:
         raise ClusterError(f"publisher: {done.stderr[-2000:]}")
