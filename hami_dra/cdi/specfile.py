@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import yaml
 
 VERSIONS: Final = (
     *("0.1.0", "0.2.0", "0.3.0", "0.4.0", "0.5.0"),
@@ -115,18 +114,21 @@ def read_spec(path: Path) -> SpecFile:
         OSError: It cannot be read.
     """
     content = path.read_bytes()
-    try:
-        raw = (
-            msgspec.json.decode(content)
-            if path.suffix == ".json"
-            else yaml.safe_load(content.decode())
-        )
-        spec = msgspec.convert(raw, SpecFile)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
+    raw = msgspec.json.decode(content) if path.suffix == ".json" else _decode_yaml(content)
+    spec = msgspec.convert(raw, SpecFile)
     for reason in _find_faults(spec):
         raise ValueError(reason)
     return spec
+
+
+def _decode_yaml(content: bytes) -> object:
+    # Imported here: a MiB that a node without such a file never pays.
+    import yaml  # noqa: PLC0415
+
+    try:
+        return yaml.safe_load(content.decode())
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def _find_faults(spec: SpecFile) -> Iterator[str]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final
 
 import structlog
-import yaml
 
 from hami_dra.contract.errors import FatalError, UserError
 from hami_dra.contract.nodeconfig import DEFAULT_NODE_CONFIG, NodeConfig, decode_node_config
@@ -116,6 +115,9 @@ def _identify(path: Path) -> Signature:
 
 
 def _decode(path: Path) -> NodeConfig:
+    # Imported here: a MiB that a node without such a file never pays.
+    import yaml  # noqa: PLC0415
+
     try:
         with path.open("rb") as file:
             text = file.read(_MOST_BYTES + 1)
