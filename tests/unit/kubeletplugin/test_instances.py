@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hami_dra.contract.errors import FatalError, RetryError
-from hami_dra.kubeletplugin.instances import Instance, follow_lead, sweep_sockets
+from hami_dra.kubeletplugin.instances import Instance, Peer, follow_lead, sweep_sockets
 from hami_dra.kubeletplugin.places import name_sockets
 
 JOINER = """
@@ -166,3 +166,35 @@ def bind(path: Path, *, listen: bool) -> socket.socket:
     if listen:
         server.listen()
     return server
+
+
+async def test_whoever_is_alone_looks_around_only_when_somebody_came_or_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    peers = Instance.peers
+
+    def count(instance: Instance) -> list[Peer]:
+        nonlocal looks
+        looks += 1
+        return peers(instance)
+
+    monkeypatch.setattr(Instance, "peers", count)
+    with ExitStack() as stack:
+        old = join(stack, tmp_path, "old")
+        old.set_registered(registered=True)
+        assert [await old.check_lead() for _ in range(3)] == [True] * 3
+        assert looks == 3, "somebody may have come within the same tick of the clock"
+
+        os.utime(tmp_path / "instances", (1e9, 1e9))
+        assert [await old.check_lead() for _ in range(3)] == [True] * 3
+        assert looks == 4
+        with ExitStack() as update:
+            new = join(update, tmp_path, "new")
+            new.set_registered(registered=True)
+            assert (await old.check_lead(), await new.check_lead()) == (False, True)
+            os.utime(tmp_path / "instances", (1e9, 1e9))
+            looks = 0
+            assert [await old.check_lead() for _ in range(3)] == [False] * 3
+            assert looks == 3, "a lock that the kernel drops changes no directory"
+        assert await old.check_lead()
