@@ -22,6 +22,7 @@ from typing import Final
 
 import structlog
 
+from hami_dra.cdi.durable import sync_directory
 from hami_dra.contract.errors import RetryError
 
 _log = structlog.get_logger(__name__)
@@ -143,10 +144,17 @@ class LedgerFile:
         self.close()
 
     def close(self) -> None:
-        """Close the connection, if there is one."""
+        """Close the connection, if there is one.
+
+        SQLite removes its log then. If a power cut brought the name back after the room was given
+        to another file, SQLite would believe what the log has before the first foreign byte: an
+        old state. So the removal is waited for.
+        """
         if self._open is not None:
             with suppress(sqlite3.Error):
                 self._open.close()
+            with suppress(OSError):
+                sync_directory(self.path.parent)
         self._open = None
 
     def _open_or_replace(self) -> sqlite3.Connection:
@@ -220,7 +228,7 @@ class LedgerFile:
             link = self.path.with_name(f".{fresh.name}.tmp")
             link.symlink_to(fresh.name)
             link.rename(self.path)
-            _sync(self.path.parent)
+            sync_directory(self.path.parent)
         except BaseException:
             _remove(fresh)
             raise
@@ -339,11 +347,3 @@ def _identify(path: str) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -221,3 +221,21 @@ async def test_all_but_that_a_claim_is_ready_is_forced_to_the_disk(
         assert commits == [full]
     finally:
         await ledger.close()
+
+
+async def test_the_log_is_gone_for_good_before_anything_takes_its_room(tmp_path: Path) -> None:
+    """Some file systems give room away again at once (ext4 with ``data=writeback``).
+
+    A log that a power cut brings back has others' bytes in it then, and SQLite believes what is
+    before them.
+    """
+    points: list[str] = []
+
+    def note(point: Point) -> None:
+        points.append(f"{point.verb} {Path(point.target).name}")
+
+    ledger = await Ledger.open(tmp_path / "ledger.db")
+    with watch_points(note, tmp_path):
+        await ledger.close()
+
+    assert points.index(f"fsync {tmp_path.name}") < points.index("open reserve")
