@@ -12,11 +12,11 @@ from typing import Final
 from hami_dra.contract.errors import UserError
 from hami_dra.contract.names import ANNOTATION_MODE
 from hami_dra.contract.settings import AdmissionSettings, NvidiaSettings
-from hami_dra.policy.dialects.cardlists import locate
 from hami_dra.policy.dialects.hami_annotations import read_wishes
 from hami_dra.policy.dialects.hami_env import read_control, read_core_policy, read_oversubscription
 from hami_dra.policy.dialects.mib import read_mib
-from hami_dra.policy.podview import Place, PodView, list_places
+from hami_dra.policy.dialects.parts import take_part
+from hami_dra.policy.podview import Place, PodView
 from hami_dra.policy.request import (
     MOST_CARDS,
     WHOLE_CORES_PERCENT,
@@ -26,7 +26,6 @@ from hami_dra.policy.request import (
     Share,
     place_shares,
 )
-from hami_dra.policy.target import MIG_DEVICES
 from hami_dra.policy.written import Number, Written, keep_written, list_written
 
 _MOST_PRIORITY: Final = 2**31 - 1
@@ -66,7 +65,11 @@ def read_pod(pod: PodView, admission: AdmissionSettings) -> PodRequest | None:
         parts = wishes.parts
         if parts is not None:
             beside, before = (
-                [_take_part(pod, share, parts) for share in shares] for shares in (beside, before)
+                [
+                    take_part(pod, share, parts, mode=ANNOTATION_MODE, memory="gpumem")
+                    for share in shares
+                ]
+                for shares in (beside, before)
             )
         elif wishes.alone:
             beside, before = (
@@ -80,28 +83,6 @@ def read_pod(pod: PodView, admission: AdmissionSettings) -> PodRequest | None:
         keys=settings.keys,
         warnings=tuple(warnings),
         placement=placement,
-    )
-
-
-def _take_part(pod: PodView, share: Share, conditions: tuple[str, ...]) -> Share:
-    """Return a share as MIG devices: HAMi looks for the smallest with the memory, whatever cores.
-
-    Raises:
-        UserError: It does not say how much memory.
-    """
-    if share.memory_mib is None:
-        place = next(p for p in list_places(pod) if p.container.name == share.container)
-        raise UserError(
-            f'asks for parts of cards ({locate(ANNOTATION_MODE)} is "mig") and says no MiB, so '
-            "nobody knows how large they must be; write gpumem",
-            field=f"{place.path}.resources",
-        )
-    return Share(
-        container=share.container,
-        cards=share.cards,
-        memory_mib=share.memory_mib,
-        target=MIG_DEVICES,
-        selectors=conditions,
     )
 
 

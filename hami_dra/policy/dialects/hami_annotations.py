@@ -26,12 +26,12 @@ from hami_dra.contract.names import (
 )
 from hami_dra.contract.settings import SchedulerPolicy
 from hami_dra.policy.dialects.cardlists import CardList, list_selectors, locate, split_list
+from hami_dra.policy.dialects.parts import MIG_MODE
 from hami_dra.policy.request import NodePolicy, Placement
 from hami_dra.policy.selectors import parent_among, product_contains, uuid_among
 from hami_dra.policy.truth import parse_bool
 
 _OUR_MODE: Final = "hami-core"
-_MIG_MODE: Final = "mig"
 _MODEL_LISTS: Final = (
     CardList(ANNOTATION_USE_TYPE, product_contains),
     CardList(ANNOTATION_NOUSE_TYPE, product_contains, refused=True),
@@ -120,10 +120,10 @@ def _read_mode(annotations: Mapping[str, str]) -> bool:
     # HAMi looks for the card's mode inside the annotation: "hami-core,mig" is either.
     if not mode or _OUR_MODE in mode:
         return False
-    if _MIG_MODE not in mode:
+    if MIG_MODE not in mode:
         raise UserError(
             f"is {mode[:63]!r}, but cards here are shared ({_OUR_MODE!r}) or divided "
-            f"({_MIG_MODE!r}); remove the annotation, or add such a mode to it",
+            f"({MIG_MODE!r}); remove the annotation, or add such a mode to it",
             field=locate(ANNOTATION_MODE),
         )
     return True

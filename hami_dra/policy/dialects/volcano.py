@@ -13,6 +13,7 @@ from hami_dra.contract.settings import AdmissionSettings
 from hami_dra.policy.dialects.cardlists import CardList, list_selectors, locate
 from hami_dra.policy.dialects.hami_env import read_control, read_core_policy
 from hami_dra.policy.dialects.mib import read_mib
+from hami_dra.policy.dialects.parts import MIG_MODE, take_part
 from hami_dra.policy.podview import PodView
 from hami_dra.policy.request import (
     MOST_CARDS,
@@ -22,7 +23,7 @@ from hami_dra.policy.request import (
     PodRequest,
     Share,
 )
-from hami_dra.policy.selectors import product_contains, uuid_among
+from hami_dra.policy.selectors import parent_among, product_contains, uuid_among
 from hami_dra.policy.written import Number, Written, keep_written, list_written
 
 _NUMBER: Final = "volcano.sh/vgpu-number"
@@ -34,12 +35,23 @@ _PODGROUP_POLICY: Final = "volcano.sh/vgpu-podgroup-policy"
 _OUR_MODE: Final = "hami-core"
 _WHOLE_PERCENT: Final = 100
 KEYS: Final = (_NUMBER, _MEMORY, _PERCENTAGE, _CORES)
-_CARD_LISTS: Final = (
+_USE_UUID: Final = "volcano.sh/vgpu-use-gpuuuid"
+_NOUSE_UUID: Final = "volcano.sh/vgpu-nouse-gpuuuid"
+_MODEL_LISTS: Final = (
     CardList(ANNOTATION_USE_TYPE, product_contains),
     CardList(ANNOTATION_NOUSE_TYPE, product_contains, refused=True),
-    CardList("volcano.sh/vgpu-use-gpuuuid", uuid_among),
-    CardList("volcano.sh/vgpu-nouse-gpuuuid", uuid_among, refused=True),
 )
+_CARD_LISTS: Final = (
+    *_MODEL_LISTS,
+    CardList(_USE_UUID, uuid_among),
+    CardList(_NOUSE_UUID, uuid_among, refused=True),
+)
+_PART_LISTS: Final = (
+    *_MODEL_LISTS,
+    CardList(_USE_UUID, parent_among),
+    CardList(_NOUSE_UUID, parent_among, refused=True),
+)
+"""The same of MIG devices, which have UUIDs of their own."""
 
 
 def list_keys(admission: AdmissionSettings) -> tuple[str, ...]:
@@ -69,7 +81,14 @@ def read_pod(pod: PodView, admission: AdmissionSettings) -> PodRequest | None:
             shares.append(share)
     placement = Placement()
     if shares:
-        placement = _read_placement(pod.metadata.annotations or {}, warnings)
+        annotations = pod.metadata.annotations or {}
+        if _PODGROUP_POLICY in annotations:
+            warnings.append(f"{locate(_PODGROUP_POLICY)}: is Volcano's own and has no effect")
+        if _is_divided(annotations):
+            parts = tuple(list_selectors(annotations, _PART_LISTS))
+            shares = [take_part(pod, share, parts, mode=_MODE, memory=_MEMORY) for share in shares]
+        else:
+            placement = Placement(selectors=tuple(list_selectors(annotations, _CARD_LISTS)))
     return PodRequest(
         shares=tuple(shares),
         uses={share.container: share.container for share in shares},
@@ -125,14 +144,13 @@ def _check(number: Number | None, most: int) -> None:
         raise UserError(f"is {number.value}; the most is {most}", field=number.field)
 
 
-def _read_placement(annotations: dict[str, str], warnings: list[str]) -> Placement:
+def _is_divided(annotations: dict[str, str]) -> bool:
+    """Return whether a pod wants parts of cards, and no shares."""
     mode = annotations.get(_MODE, "")
-    if mode not in {"", _OUR_MODE}:
+    if mode not in {"", _OUR_MODE, MIG_MODE}:
         raise UserError(
-            f"is {mode[:63]!r}, but every card here is shared in mode {_OUR_MODE!r}; remove the "
-            "annotation",
+            f"is {mode[:63]!r}, but cards here are shared ({_OUR_MODE!r}) or divided "
+            f"({MIG_MODE!r}); write one of them, or remove the annotation",
             field=locate(_MODE),
         )
-    if _PODGROUP_POLICY in annotations:
-        warnings.append(f"{locate(_PODGROUP_POLICY)}: is Volcano's own and has no effect")
-    return Placement(selectors=tuple(list_selectors(annotations, _CARD_LISTS)))
+    return mode == MIG_MODE

@@ -6,6 +6,7 @@ import jsonpatch
 import pytest
 
 from hami_dra.contract.errors import UserError
+from hami_dra.contract.names import DEVICE_CLASS
 from hami_dra.contract.settings import DialectName, decode_settings
 from hami_dra.policy.fit import Card
 from hami_dra.policy.podplan import plan_pod
@@ -50,10 +51,10 @@ def test_volcano(row: dict[str, Any]) -> None:
     assert plan.template is not None
     (request,) = plan.template["spec"]["spec"]["devices"]["requests"]
     exactly = request["exactly"]
-    assert {"cards": exactly["count"], **exactly["capacity"]["requests"]} == {
-        "slots": "1",
-        **row["request"],
-    }
+    shared = "class" not in row["request"]
+    expected = {**({"slots": "1"} if shared else {}), "class": DEVICE_CLASS, **row["request"]}
+    asked = {"cards": exactly["count"], "class": exactly["deviceClassName"]}
+    assert {**asked, **exactly["capacity"]["requests"]} == expected
     selectors = " ".join(entry["cel"]["expression"] for entry in exactly.get("selectors", []))
     assert [part for part in row.get("selects", []) if part not in selectors] == []
 
