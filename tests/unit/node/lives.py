@@ -21,6 +21,7 @@ from hami_dra.policy.migdevices import name_placement
 from hami_dra.testing.crashpoints import Point, watch_points
 from hami_dra.testing.fakecluster import FakeCluster
 from hami_dra.testing.fakegpus import make_gpu
+from tests.unit.node.cuts import PowerCut
 from tests.unit.node.dividedcard import OTHERS, DividedCard, make_part
 from tests.unit.node.rig import Rig, make_claim, make_share, put_claim, refer, start_rig
 
@@ -38,10 +39,6 @@ PLACEMENTS: Final = (
 """Profile, first slice, number of slices. The rest of the card is somebody else's."""
 MEMORY_MIB: Final = 40960
 SLOTS: Final = 10
-
-
-class PowerCut(BaseException):
-    """Ends a life of the node in the middle of its work."""
 
 
 class Fuse:

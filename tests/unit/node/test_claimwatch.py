@@ -12,6 +12,7 @@ import pytest
 from hami_dra.contract.grant import decode_grant
 from hami_dra.contract.limits import digest_limits
 from hami_dra.contract.names import ANNOTATION_LIMITS
+from hami_dra.contract.quantity import MIB
 from hami_dra.kube.objects import CLAIMS
 from hami_dra.kubeletplugin.service import ClaimRef
 from hami_dra.node.claimwatch import ClaimWatch, FollowedClaims
@@ -21,8 +22,8 @@ from hami_dra.policy.metadata import decode_metadata
 from hami_dra.service.clock import ManualClock, SystemClock
 from hami_dra.testing.fakecluster import FakeCluster
 from hami_dra.testing.fakegpus import make_gpu
+from tests.unit.node.cuts import PowerCut, cut_after
 from tests.unit.node.rig import Rig, make_claim, make_share, put_claim, start_rig
-from tests.unit.node.test_preparer import MIB, PowerCut, cut_after
 
 STRANGER = {"driver": "nic.example.com", "pool": "p", "device": "nic0", "data": {"a": 1}}
 

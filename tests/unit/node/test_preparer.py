@@ -1,9 +1,7 @@
 """Prepare and Unprepare: what is on disk after each, whatever happened in between."""
 
-import asyncio
 import shutil
 import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +12,13 @@ from hami_dra.cdi.store import CdiDirectoryError
 from hami_dra.contract.errors import HamiDraError, RetryError, UserError
 from hami_dra.contract.grant import GrantDevice, decode_grant
 from hami_dra.contract.names import CONFIG_API_VERSION, CONFIG_KIND, DRIVER_NAME
+from hami_dra.contract.quantity import MIB
 from hami_dra.kube.objects import CLAIMS
 from hami_dra.kubeletplugin.service import ClaimRef
-from hami_dra.node.preparer import PREPARE_STEPS, UNPREPARE_STEPS
 from hami_dra.node.settings import InjectPath
 from hami_dra.testing.fakecluster import FakeCluster
+from tests.unit.node.cuts import snapshot
 from tests.unit.node.rig import Rig, make_claim, make_share, put_claim, start_rig
-
-MIB = 1 << 20
-
-
-class PowerCut(BaseException):
-    """Ends a life of the node in the middle of its work."""
-
-
-def cut_after(step: str) -> Callable[[str], None]:
-    def cut(name: str) -> None:
-        if name == step:
-            raise PowerCut(name)
-
-    return cut
-
-
-def snapshot(base: Path) -> dict[str, bytes]:
-    """Return every file below the CDI and claims directories."""
-    roots = (base / "cdi", base / "state" / "claims")
-    return {
-        str(path.relative_to(base)): path.read_bytes()
-        for root in roots
-        for path in sorted(root.rglob("*"))
-        if path.is_file()
-    }
 
 
 async def test_prepare_leaves_grant_region_and_cdi_file(
@@ -297,66 +271,6 @@ async def test_a_uid_never_becomes_a_path_elsewhere(
             await rig.preparer.unprepare(ClaimRef("team", "job", uid))
 
 
-@pytest.mark.parametrize("step", PREPARE_STEPS)
-async def test_a_crash_in_prepare_is_finished_by_the_next_one(
-    tmp_path: Path, cluster: FakeCluster, step: str
-) -> None:
-    ref = await put_claim(cluster, make_claim("job", make_share()))
-    async with start_rig(tmp_path, cluster, step=cut_after(step)) as rig:
-        with pytest.raises(PowerCut):
-            await rig.preparer.prepare(ref)
-    async with start_rig(tmp_path, cluster) as rig:
-        await rig.recovery.start()
-        await rig.preparer.prepare(ref)
-        after = snapshot(tmp_path)
-        assert [record.ready for record in await rig.ledger.records()] == [True]
-        await rig.preparer.unprepare(ref)
-        assert rig.claim_files() == []
-        assert rig.claim_directories() == []
-
-    clean = tmp_path / "clean"
-    clean.mkdir()
-    async with start_rig(clean, cluster) as rig:
-        await rig.preparer.prepare(ref)
-    assert set(snapshot(clean)) == set(after)
-
-
-@pytest.mark.parametrize("step", PREPARE_STEPS)
-async def test_a_crash_in_prepare_of_a_pod_that_never_returns_leaks_nothing(
-    tmp_path: Path, cluster: FakeCluster, step: str
-) -> None:
-    ref = await put_claim(cluster, make_claim("job", make_share()))
-    async with start_rig(tmp_path, cluster, step=cut_after(step)) as rig:
-        with pytest.raises(PowerCut):
-            await rig.preparer.prepare(ref)
-    async with start_rig(tmp_path, cluster) as rig:
-        await rig.recovery.start()
-        ready = await rig.ledger.records()
-
-        # After "ledger-ready" the kubelet may have been told, so it will call Unprepare.
-        assert bool(ready) == (step == "ledger-ready")
-        assert bool(rig.claim_files()) == bool(ready)
-        assert bool(rig.claim_directories()) == bool(ready)
-
-
-@pytest.mark.parametrize("step", UNPREPARE_STEPS)
-async def test_a_crash_in_unprepare_is_finished_by_the_next_one(
-    tmp_path: Path, cluster: FakeCluster, step: str
-) -> None:
-    ref = await put_claim(cluster, make_claim("job", make_share()))
-    async with start_rig(tmp_path, cluster, step=cut_after(step)) as rig:
-        await rig.preparer.prepare(ref)
-        with pytest.raises(PowerCut):
-            await rig.preparer.unprepare(ref)
-    async with start_rig(tmp_path, cluster) as rig:
-        await rig.recovery.start()
-        await rig.preparer.unprepare(ref)
-
-        assert rig.claim_files() == []
-        assert rig.claim_directories() == []
-        assert await rig.ledger.records() == []
-
-
 async def refuse(rig: Rig, ref: ClaimRef) -> str:
     with pytest.raises(HamiDraError) as caught:
         await rig.preparer.prepare(ref)
@@ -449,149 +363,6 @@ async def test_a_cdi_directory_that_cannot_be_written_is_a_permanent_error_that_
 
 async def test_errors_tell_those_that_pass_from_those_that_stay() -> None:
     assert not issubclass(CdiDirectoryError, RetryError | UserError)
-
-
-async def test_cdi_files_are_rendered_again_at_start(tmp_path: Path, cluster: FakeCluster) -> None:
-    ref = await put_claim(cluster, make_claim("job", make_share()))
-    async with start_rig(tmp_path, cluster) as rig:
-        await rig.preparer.prepare(ref)
-        before = snapshot(tmp_path)
-    shutil.rmtree(tmp_path / "cdi")
-    (tmp_path / "libvgpu.so").write_bytes(b"\x7fELF newer library")
-    async with start_rig(tmp_path, cluster) as rig:
-        report = await rig.recovery.start()
-        # The card's own file is written when the cards are known.
-        rig.files.base.write_cards(rig.gpus)
-
-    assert (report.kept, report.undone) == (1, 0)
-    assert snapshot(tmp_path) == before
-    assert len(list((tmp_path / "state" / "lib").glob("*.so"))) == 2
-
-
-async def test_leftovers_without_a_row_are_swept_and_strangers_are_not(
-    tmp_path: Path, cluster: FakeCluster
-) -> None:
-    cdi = tmp_path / "cdi"
-    cdi.mkdir()
-    (cdi / "hami-core-gpu.project-hami.io-claim-old.json").write_text("{}")
-    (cdi / ".hami-core-gpu.project-hami.io-claim-old.json.tmp").write_text("{")
-    (cdi / "nvidia.yaml").write_text("kind: x")
-    (tmp_path / "state" / "claims" / "older").mkdir(parents=True)
-    async with start_rig(tmp_path, cluster) as rig:
-        report = await rig.recovery.start()
-
-    assert report.undone == 2
-    assert [path.name for path in cdi.iterdir()] == ["nvidia.yaml"]
-
-
-async def test_half_written_files_of_a_killed_process_are_swept(
-    tmp_path: Path, cluster: FakeCluster
-) -> None:
-    ref = await put_claim(cluster, make_claim("job", make_share()))
-    async with start_rig(tmp_path, cluster) as rig:
-        await rig.preparer.prepare(ref)
-    claim = tmp_path / "state" / "claims" / ref.uid
-    tenants = claim / "gpu" / "region" / ".own.tmp"
-    ours = (
-        tmp_path / "cdi" / ".hami-core-gpu.project-hami.io-card.json.0a1b2c3d.tmp",
-        tmp_path / "state" / "lib" / ".libvgpu-1.so.0a1b2c3d.tmp",
-        claim / ".record.json.tmp",
-        claim / "gpu" / ".grant.tmp",
-    )
-    for path in (tenants, *ours):
-        path.write_bytes(b"half")
-    async with start_rig(tmp_path, cluster) as rig:
-        await rig.recovery.start()
-
-    assert [path for path in ours if path.exists()] == []
-    assert tenants.exists()
-
-
-@pytest.mark.parametrize("damage", [b"not a database at all", b""])
-async def test_a_lost_ledger_is_rebuilt_from_the_records_beside_the_claims(
-    tmp_path: Path, cluster: FakeCluster, damage: bytes
-) -> None:
-    ref = await put_claim(cluster, make_claim("job", make_share()))
-    async with start_rig(tmp_path, cluster) as rig:
-        await rig.preparer.prepare(ref)
-    for path in (tmp_path / "state").glob("ledger.db*"):
-        path.unlink()
-    if damage:
-        (tmp_path / "state" / "ledger.db").write_bytes(damage * 100)
-    async with start_rig(tmp_path, cluster) as rig:
-        report = await rig.recovery.start()
-
-        assert (report.restored, report.kept, report.undone) == (1, 1, 0)
-        assert rig.claim_files()
-        await rig.preparer.prepare(ref)
-
-
-async def test_a_copy_of_another_version_keeps_its_claim_until_the_kubelet_asks(
-    tmp_path: Path, cluster: FakeCluster
-) -> None:
-    ref = await put_claim(cluster, make_claim("job", make_share()))
-    copy = tmp_path / "state" / "claims" / ref.uid / "record.json"
-    async with start_rig(tmp_path, cluster) as rig:
-        await rig.preparer.prepare(ref)
-        before = snapshot(tmp_path)
-    (tmp_path / "state" / "ledger.db").unlink()
-    copy.write_text('{"of": "another version"}')
-    async with start_rig(tmp_path, cluster) as rig:
-        report = await rig.recovery.start()
-        assert (report.restored, report.undone) == (0, 0)
-        assert rig.claim_files(), "its containers may be running"
-        await rig.preparer.prepare(ref)
-
-        assert snapshot(tmp_path) == before
-        await rig.preparer.unprepare(ref)
-        assert rig.claim_directories() == []
-
-
-async def test_after_a_reboot_regions_are_empty_and_claims_that_are_gone_are_swept(
-    tmp_path: Path, cluster: FakeCluster
-) -> None:
-    kept = await put_claim(cluster, make_claim("kept", make_share()))
-    gone = await put_claim(cluster, make_claim("gone", make_share(share=2)))
-    async with start_rig(tmp_path, cluster) as rig:
-        for ref in (kept, gone):
-            await rig.preparer.prepare(ref)
-        region = tmp_path / "state" / "claims" / kept.uid / "gpu" / "region" / "region"
-        region.write_bytes(b"of processes that are dead")
-        await cluster.remove(CLAIMS, "gone", namespace="team")
-        assert await rig.recovery.sweep() == 0, "its containers may still run in this boot"
-    async with start_rig(tmp_path, cluster, boot_id="boot-2") as rig:
-        await rig.recovery.start()
-
-        assert region.parent.is_dir()
-        assert not region.exists()
-        assert await rig.recovery.sweep() == 1
-        assert rig.claim_directories() == [kept.uid]
-
-
-async def test_a_claim_that_was_seen_is_not_asked_for_and_one_that_is_missed_is_at_once(
-    tmp_path: Path, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ref = await put_claim(cluster, make_claim("job", make_share()))
-    seen = {ref.uid}
-    async with start_rig(tmp_path, cluster, has_seen=seen.__contains__) as rig:
-        await rig.preparer.prepare(ref)
-        before = len(cluster.requests)
-        swept, tidy = asyncio.Semaphore(0), rig.recovery.tidy
-
-        async def count() -> None:
-            await tidy()
-            swept.release()
-
-        monkeypatch.setattr(rig.recovery, "tidy", count)
-        sweeping = asyncio.create_task(rig.recovery.sweep_forever())
-        async with asyncio.timeout(10):
-            await swept.acquire()
-            assert len(cluster.requests) == before
-            seen.clear()
-            rig.recovery.note_missing()
-            await swept.acquire()
-        assert len(cluster.requests) == before + 1
-        sweeping.cancel()
 
 
 async def test_the_record_is_the_row(tmp_path: Path, cluster: FakeCluster) -> None:
