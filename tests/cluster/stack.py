@@ -126,7 +126,11 @@ class Stack(Installation):
             ready: As for `start_node`.
         """
         health = f"127.0.0.1:{health_port}"
-        arguments = [*self.node_arguments(), "--pod-uid", pod_uid, "--health-listen", health]
+        arguments = [
+            *self.node_arguments(),
+            *self.node_options,
+            *("--pod-uid", pod_uid, "--health-listen", health),
+        ]
         self.cluster.start_process(
             name,
             [sys.executable, "-m", *program, *arguments],

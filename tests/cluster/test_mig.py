@@ -22,6 +22,7 @@ from hami_dra.testing.fakemig import divide
 from hami_dra.testing.simgpu import A100, T4
 from tests.cluster.cluster import Cluster
 from tests.cluster.manifests import HELD_MIB, pod, text
+from tests.cluster.rolling import NEXT, OLD, instances_in_turn, prepare_failures
 from tests.cluster.stack import Stack
 
 STATIC = replace(
@@ -344,3 +345,55 @@ def test_the_api_server_takes_the_slices_of_sixteen_divided_cards(stack: Stack) 
             assert normalize_devices(stored["spec"].get(field)) == normalize_devices(
                 item["spec"].get(field)
             )
+
+
+def test_an_update_takes_over_the_instances_that_the_old_version_made(stack: Stack) -> None:
+    cluster = stack.cluster
+    wait_mig_devices(stack, A100.uuid, 25)
+
+    def listed() -> list[list[Any]]:
+        found: list[list[Any]] = json.loads(_run(stack, _LIST, A100.uuid))
+        return found
+
+    def counted(what: str) -> dict[str, int]:
+        counts = {name: cluster.logs(name).count(what) for name in update.names}
+        return {name: count for name, count in counts.items() if count}
+
+    failures = prepare_failures(stack)
+    with instances_in_turn(stack) as update:
+        update.start("mig-old", OLD)
+        update.wait_published(by_next=False)
+        cluster.apply(text(mig_pod("before", "2g.10gb"), mig_pod("stays", "1g.5gb")))
+        for name in ("before", "stays"):
+            cluster.wait_pod_running(name)
+        made = listed()
+        assert [place[:2] for place in made] == [[4, 2], [6, 1]]
+
+        update.start("mig-next", NEXT)
+        update.wait_published(by_next=True)
+        cluster.apply(text(mig_pod("during", "3g.20gb")))
+        cluster.wait_pod_running("during")
+        update.stop("mig-old")
+        assert [place for place in listed() if place in made] == made
+
+        # What the old version made, the new one ends, and nothing else.
+        cluster.kubectl("delete", "pod", "before", "--wait")
+        cluster.wait_for_all("resourceclaims", lambda items: len(items) == 2)
+        left = listed()
+        assert [place for place in left if place in made] == made[1:]
+        assert len(left) == 2
+
+        # And back, without a good-bye.
+        update.start("mig-undone", OLD)
+        update.wait_published(by_next=False)
+        update.stop("mig-next", signal.SIGKILL)
+        cluster.apply(text(mig_pod("after", "2g.10gb")))
+        cluster.wait_pod_running("after")
+        assert [place for place in listed() if place in left] == left
+        delete(stack, "stays", "during", "after")
+        assert listed() == []
+        assert stack.leftovers().none
+        # Each was made once, and ended once, by whoever was asked.
+        assert counted("mig.made") == {"mig-old": 2, "mig-next": 1, "mig-undone": 1}
+        assert counted("mig.ended") == {"mig-next": 1, "mig-undone": 3}
+    assert prepare_failures(stack) == failures

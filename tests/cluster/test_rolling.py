@@ -17,61 +17,20 @@ import pytest
 from hami_dra.contract.names import DRIVER_NAME
 from hami_dra.testing.nextversion import ATTRIBUTE
 from tests.cluster.manifests import pod, text
+from tests.cluster.rolling import BROKEN, NEXT, OLD, Instances, instances_in_turn, prepare_failures
 from tests.cluster.stack import Stack
 from tests.cluster.test_recovery import container_of, ours
 
 WATCH_SECONDS = 240.0
-OLD = ("hami_dra", "node")
-NEXT = ("hami_dra.testing.nextversion", "--")
-BROKEN = ("hami_dra.testing.nextversion", "--broken", "--")
 
 pytestmark = pytest.mark.timeout(300)
-
-
-class Instances:
-    """Instances of the node plugin by name, each as a pod would have it."""
-
-    def __init__(self, stack: Stack) -> None:
-        self._stack = stack
-        self._names: list[str] = []
-
-    def start(self, name: str, program: tuple[str, ...], *, ready: bool = True) -> None:
-        """Start one; with ``ready`` returns once kubelet has registered it and it is of use."""
-        number = len(self._names) + 1
-        self._names.append(name)
-        self._stack.start_instance(
-            name,
-            program,
-            pod_uid=f"{number:08x}-0000-4000-8000-000000000000",
-            health_port=18080 + number,
-            ready=ready,
-        )
-
-    def stop(self, name: str, sig: int = signal.SIGTERM) -> None:
-        """End one."""
-        self._stack.cluster.stop_process(name, sig)
-
-    def stop_all(self) -> None:
-        """End whatever runs."""
-        for name in self._names:
-            if self._stack.cluster.process_status(name)["state"] == "running":
-                self.stop(name)
 
 
 @pytest.fixture
 def instances(stack: Stack) -> Iterator[Instances]:
     """Let instances take the place of the only node plugin, for the length of a test."""
-    stack.stop_node()
-    started = Instances(stack)
-    yield started
-    cluster = stack.cluster
-    try:
-        if any(cluster.process_status(n)["state"] == "running" for n in started._names):
-            cluster.kubectl("delete", "pods", "--all", "--grace-period=1")
-            cluster.wait_for_all("resourceclaims", lambda items: not items)
-    finally:
-        started.stop_all()
-        stack.start_node()
+    with instances_in_turn(stack) as started:
+        yield started
 
 
 @contextmanager
@@ -103,11 +62,6 @@ def watched_slices(stack: Stack) -> Iterator[list[list[bool]]]:
             watching.result(timeout=30)
 
 
-def prepare_failures(stack: Stack) -> list[str]:
-    items = stack.cluster.kubectl_json("get", "events", "-A")["items"]
-    return [item["message"] for item in items if item["reason"].startswith("FailedPrepare")]
-
-
 def run_pod(stack: Stack, name: str) -> tuple[str, int]:
     stack.cluster.apply(text(pod(name, gpu=1, gpumem=1000)))
     stack.cluster.wait_pod_running(name)
@@ -120,24 +74,13 @@ def sockets(stack: Stack) -> list[str]:
     return sorted(path.name for path in registry.iterdir() if path.name.startswith(DRIVER_NAME))
 
 
-def wait_published(stack: Stack, *, by_next: bool) -> None:
-    stack.cluster.wait_for_all(
-        "resourceslices",
-        lambda items: any(
-            (ATTRIBUTE in item["spec"]["devices"][0]["attributes"]) == by_next
-            for item in ours(items)
-            if item["spec"].get("devices")
-        ),
-    )
-
-
 def test_an_update_and_its_undoing_disturb_no_pod(stack: Stack, instances: Instances) -> None:
     instances.start("node-old", OLD)
-    wait_published(stack, by_next=False)
+    instances.wait_published(by_next=False)
     with watched_slices(stack) as states:
         pods = {"before": run_pod(stack, "before")}
         instances.start("node-next", NEXT)
-        wait_published(stack, by_next=True)
+        instances.wait_published(by_next=True)
         pods["during"] = run_pod(stack, "during")
         assert len(sockets(stack)) == 2
         instances.stop("node-old")
@@ -145,7 +88,7 @@ def test_an_update_and_its_undoing_disturb_no_pod(stack: Stack, instances: Insta
         assert len(sockets(stack)) == 1
 
         instances.start("node-undone", OLD)
-        wait_published(stack, by_next=False)
+        instances.wait_published(by_next=False)
         pods["undoing"] = run_pod(stack, "undoing")
         instances.stop("node-next", signal.SIGKILL)
         pods["undone"] = run_pod(stack, "undone")
@@ -163,7 +106,7 @@ def test_an_update_to_a_version_that_fails_disturbs_nothing(
     stack: Stack, instances: Instances
 ) -> None:
     instances.start("node-good", OLD)
-    wait_published(stack, by_next=False)
+    instances.wait_published(by_next=False)
     with watched_slices(stack) as states:
         before = run_pod(stack, "before")
         for attempt in range(2):  # kubelet starts the container again
@@ -184,13 +127,13 @@ def test_an_update_to_a_version_that_fails_disturbs_nothing(
 def test_one_after_the_other_keeps_the_slices(stack: Stack, instances: Instances) -> None:
     """As maxUnavailable does it; kubelet takes the slices away only after 30 s."""
     instances.start("node-first", OLD)
-    wait_published(stack, by_next=False)
+    instances.wait_published(by_next=False)
     with watched_slices(stack) as states:
         before = run_pod(stack, "before")
         instances.stop("node-first")
         stopped = time.monotonic()
         instances.start("node-second", NEXT)
-        wait_published(stack, by_next=True)
+        instances.wait_published(by_next=True)
         print(f"the plugin was away for {time.monotonic() - stopped:.2f} s")
         run_pod(stack, "after")
         assert container_of(stack, "before") == before
