@@ -262,6 +262,7 @@ def _read_instances(nvml: Any, handle: Any, profiles: tuple[Profile, ...]) -> It
                 profile=int(info.profileId),
                 start=int(info.placement.start),
                 size=int(info.placement.size),
+                slices=profile.slices,
                 parts=tuple(_read_parts(nvml, handle, int(info.id))),
             )
     yield from (found[number] for number in sorted(found))

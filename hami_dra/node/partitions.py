@@ -304,12 +304,12 @@ class Partitions:
     async def _find(self, part: BoundPart) -> Instance | None:
         """Return the instance of a recorded part, if it exists.
 
-        One at its place that has another UUID than ours had was made by somebody else since.
+        One at its place that has another UUID than ours had was made by somebody else since. Where
+        nothing but the intent is recorded, one that is not as we make them was as well.
         """
         for found in await self._control.list_instances(part.card):
             if (part.card, found.profile, found.start, found.size) == _name(part):
-                uuids = {each.uuid for each in found.parts}
-                return found if not (part.uuid and uuids) or part.uuid in uuids else None
+                return found if _may_be(found, part) else None
         return None
 
     async def _ensure(self, part: BoundPart, step: Step, *, fresh: bool) -> BoundPart:
@@ -326,6 +326,16 @@ class Partitions:
             step("mig-part")
             _log.info("mig.made", card=part.card, instance=number, start=part.start, uuid=made.uuid)
         return replace(part, instance=number, part=made.number, uuid=made.uuid)
+
+
+def _may_be(found: Instance, part: BoundPart) -> bool:
+    """Whether an instance at the place of a recorded part may be what was made for it."""
+    if not found.parts:
+        return True  # the process died before it made the compute instance
+    if part.uuid:
+        return part.uuid in {each.uuid for each in found.parts}
+    # Ours has one compute instance, which takes everything.
+    return [each.slices for each in found.parts] == [found.slices]
 
 
 def has_instances(binding: Binding) -> bool:

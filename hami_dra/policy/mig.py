@@ -74,6 +74,7 @@ class Instance:
         profile: NVML's id of its profile.
         start: First memory slice.
         size: Memory slices.
+        slices: Compute slices, which its compute instances divide among them.
         parts: Its compute instances, by number.
     """
 
@@ -81,6 +82,7 @@ class Instance:
     profile: int
     start: int
     size: int
+    slices: int
     parts: tuple[Part, ...] = ()
 
 

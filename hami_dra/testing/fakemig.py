@@ -117,7 +117,8 @@ class FakeInstances:
             raise InstanceRefusedError("Insufficient Resources")
         number = 8 - size + start
         report(Point("nvml", "nvmlDeviceCreateGpuInstanceWithPlacement"))
-        self.put(uuid, Instance(number=number, profile=profile, start=start, size=size))
+        made = Instance(number=number, profile=profile, start=start, size=size, slices=kind.slices)
+        self.put(uuid, made)
         return number
 
     async def create_part(self, uuid: str, instance: int) -> Part:

@@ -17,6 +17,7 @@ OTHERS: Final = Instance(
     profile=9,
     start=0,
     size=4,
+    slices=3,
     parts=(Part(number=0, uuid="MIG-others", slices=3, multiprocessors=42),),
 )
 """What somebody else made."""

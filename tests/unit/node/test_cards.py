@@ -285,7 +285,7 @@ def test_cards_are_divided_into_the_profiles_that_are_allowed_for_their_model() 
         assert len(devices) == count
         assert len(counters) == 1
     assert offered(divide(gpu), dynamic=("all",), mig_profiles=())[0] == []
-    made = Instance(number=1, profile=9, start=0, size=4, parts=(OTHERS_PART,))
+    made = Instance(number=1, profile=9, start=0, size=4, slices=3, parts=(OTHERS_PART,))
     devices, _ = offered(divide(gpu, made), mig_profiles=())
     assert [device["attributes"]["profile"]["string"] for device in devices] == ["3g.20gb"]
 

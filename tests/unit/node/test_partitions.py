@@ -16,6 +16,7 @@ from hami_dra.node.partitions import MIG_PREPARE_STEPS, MIG_UNPREPARE_STEPS
 from hami_dra.node.preparer import PREPARE_STEPS, UNPREPARE_STEPS
 from hami_dra.policy.devices import name_device
 from hami_dra.policy.metadata import decode_metadata
+from hami_dra.policy.mig import Part
 from hami_dra.testing.fakecluster import FakeCluster
 from hami_dra.testing.fakemig import divide
 from tests.unit.node.cuts import PowerCut, cut_after
@@ -444,6 +445,30 @@ async def test_what_somebody_makes_right_before_us_is_neither_taken_nor_ended(
         assert "has not made it" in await refuse(rig, ref)
         await rig.preparer.unprepare(ref)
     assert card.cards[CARD.uuid] == (theirs,)
+
+
+@pytest.mark.parametrize("slices", [(1,), (1, 2), (2,)])
+@pytest.mark.parametrize("then", ["asked again", "never asked again"])
+async def test_what_somebody_made_after_our_intent_is_theirs_if_it_is_not_as_we_make_it(
+    tmp_path: Path, cluster: FakeCluster, card: DividedCard, slices: tuple[int, ...], then: str
+) -> None:
+    """The process died before it made the instance: nothing says whose the one there is."""
+    ref = await put_claim(cluster, make_claim("job", make_part()))
+    async with start(tmp_path, cluster, card, step=cut_after("ledger-intent")) as rig:
+        with pytest.raises(PowerCut):
+            await rig.preparer.prepare(ref)
+    parts = tuple(
+        Part(number=number, uuid=f"MIG-{number}", slices=each, multiprocessors=14 * each)
+        for number, each in enumerate(slices)
+    )
+    theirs = replace(OTHERS, start=4, number=8, parts=parts)
+    card.put(CARD.uuid, theirs)
+    async with start(tmp_path, cluster, card) as rig:
+        if then == "asked again":
+            assert "Insufficient Resources" in await refuse(rig, ref)
+        await rig.recovery.start()
+        assert card.cards[CARD.uuid] == (theirs,)
+        assert await rig.ledger.records() == []
 
 
 @pytest.mark.parametrize("step", ["", "ledger-intent"])

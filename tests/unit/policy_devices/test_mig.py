@@ -125,9 +125,9 @@ def test_a_dynamic_card_is_every_placement_and_no_card() -> None:
 def test_what_exists_on_a_static_card_is_published_as_it_is() -> None:
     gpu = divide(
         CARD,
-        Instance(number=2, profile=9, start=4, size=4, parts=(PART,)),
-        Instance(number=1, profile=9, start=0, size=4, parts=(SMALL,)),
-        Instance(number=7, profile=19, start=6, size=1),
+        Instance(number=2, profile=9, start=4, size=4, slices=3, parts=(PART,)),
+        Instance(number=1, profile=9, start=0, size=4, slices=3, parts=(SMALL,)),
+        Instance(number=7, profile=19, start=6, size=1, slices=1),
     )
     devices = [describe_mig_device(d) for d in list_mig_devices([gpu], (), everybody)]
     assert [(d["name"], d["attributes"]["profile"]["string"]) for d in devices] == [
@@ -141,7 +141,7 @@ def test_what_exists_on_a_static_card_is_published_as_it_is() -> None:
 
 
 def test_instances_of_others_take_their_places_and_counters_away() -> None:
-    other = Instance(number=2, profile=9, start=4, size=4, parts=(PART,))
+    other = Instance(number=2, profile=9, start=4, size=4, slices=3, parts=(PART,))
     gpu = divide(CARD, other)
     names = {d.name.partition(f"{name_device(CARD.uuid)}-")[2] for d in
              list_mig_devices([gpu], {"0"}, everybody)}  # fmt: skip
