@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -88,14 +88,13 @@ async def record(disk: RecordedDisk) -> AsyncIterator[None]:
             with _mount(image, disk):
                 yield
         finally:
-            # The kernel may hold on to a loop device for a moment after it was let go.
             _run("umount", "--lazy", str(image))
-        async with asyncio.timeout(_END_SECONDS):
-            assert await server.wait() == 0
+        assert server.returncode in {None, 0}
     finally:
-        if server.returncode is None:
+        # Not waited for: a mount namespace that somebody made meanwhile keeps a copy of the mount.
+        with suppress(ProcessLookupError):
             server.kill()
-            await server.wait()
+        await server.wait()
 
 
 class PowerCuts:
@@ -119,6 +118,7 @@ class PowerCuts:
             place: In the log; none before the last.
         """
         image = self._disk.root.with_name("replayed")
+        image.unlink(missing_ok=True)  # the kernel may be slow to let go of the last one
         kept = self._chance.choice((0.0, 1.0, self._chance.random()))
         image.write_bytes(self._replay.cut(place, self._chance, kept))
         with _mount(image, self._disk):
