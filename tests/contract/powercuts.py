@@ -1,6 +1,7 @@
 """A file system on a disk that remembers, and what it looks like after a power cut."""
 
 import asyncio
+import os
 import random
 import shutil
 import subprocess
@@ -35,6 +36,17 @@ FILE_SYSTEMS: Final = {
     # Names and sizes may be there before what is in the files.
     "writeback": FileSystem("data=writeback,noauto_da_alloc"),
 }
+
+
+def list_lacking() -> list[str]:
+    """Return what this machine lacks for a disk of ours."""
+    needed = {
+        "root": os.geteuid() == 0,
+        "/dev/fuse": Path("/dev/fuse").exists(),
+        "/dev/loop-control": Path("/dev/loop-control").exists(),
+        "mkfs.ext4": shutil.which(_MAKE[0]) is not None,
+    }
+    return [what for what, there in needed.items() if not there]
 
 
 @dataclass(frozen=True, slots=True)

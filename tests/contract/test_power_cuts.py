@@ -23,9 +23,17 @@ from hami_dra.testing.fakegpus import make_gpu
 from hami_dra.testing.fakekubelet import FakeClaim, FakeKubelet
 from tests.contract.disklog import list_places
 from tests.contract.nodeprocess import BUILD, CARD, Place, make_claim
-from tests.contract.powercuts import FILE_SYSTEMS, PowerCuts, RecordedDisk, make_disk, record
+from tests.contract.powercuts import (
+    FILE_SYSTEMS,
+    PowerCuts,
+    RecordedDisk,
+    list_lacking,
+    make_disk,
+    record,
+)
 from tests.unit.node.rig import Rig, start_rig
 
+LACKING: Final = list_lacking()
 CUTS: Final = int(os.environ.get("HAMI_DRA_EXAMPLES", "60"))
 PODS: Final = 10
 """At a time: together they take the whole card, so a claim that came back would be in the way."""
@@ -64,7 +72,7 @@ def base() -> Iterator[Path]:
         yield Path(directory)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts file systems: needs root")
+@pytest.mark.skipif(bool(LACKING), reason=f"needs {', '.join(LACKING)}")
 @pytest.mark.timeout(max(240, 4 * CUTS))
 @pytest.mark.parametrize("kind", FILE_SYSTEMS)
 async def test_what_the_kubelet_was_told_survives_a_power_cut(
