@@ -192,6 +192,7 @@ typedef struct {
 #define CUDA_ERROR_DEVICE_UNAVAILABLE 46
 #define CUDA_ERROR_INVALID_IMAGE 200
 #define CUDA_ERROR_INVALID_CONTEXT 201
+#define CUDA_ERROR_UNSUPPORTED_LIMIT 215
 #define CUDA_ERROR_SHARED_OBJECT_INIT_FAILED 303
 #define CUDA_ERROR_OPERATING_SYSTEM 304
 #define CUDA_ERROR_INVALID_HANDLE 400
@@ -267,7 +268,14 @@ typedef struct {
 #define CU_STREAM_CAPTURE_MODE_THREAD_LOCAL 1
 #define CU_STREAM_CAPTURE_MODE_RELAXED 2
 
+/* CUlimit: what kernels have at hand, of the context */
+#define CU_LIMIT_STACK_SIZE 0
+#define CU_LIMIT_PRINTF_FIFO_SIZE 1
+#define CU_LIMIT_MALLOC_HEAP_SIZE 2
+#define CU_LIMIT_DEV_RUNTIME_SYNC_DEPTH 3
+#define CU_LIMIT_DEV_RUNTIME_PENDING_LAUNCH_COUNT 4
 #define CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT 16
+#define CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR 39
 #define CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS 89
 #define CU_DEVICE_CPU (-1)
 #define CU_MEM_ADVISE_SET_READ_MOSTLY 1
@@ -315,6 +323,8 @@ CUresult cuCtxPopCurrent_v2(CUcontext *context);
 CUresult cuCtxGetDevice(CUdevice *device);
 CUresult cuCtxSynchronize(void);
 CUresult cuCtxSynchronize_v2(CUcontext context);
+CUresult cuCtxGetLimit(size_t *value, int limit);
+CUresult cuCtxSetLimit(int limit, size_t value);
 CUresult cuCtxGetFlags(unsigned int *flags);
 CUresult cuCtxGetApiVersion(CUcontext context, unsigned int *version);
 CUresult cuMemAlloc(CUdeviceptr_v1 *pointer, unsigned int bytes);

@@ -355,6 +355,7 @@ static void finish(CUcontext context)
 	sim_free_all(context);
 	sim_arrays_end(context);
 	sim_ipc_end(context);
+	sim_limits_end(context);
 	if (context->primary) {
 		sim_graphs_end(context->device);
 		sim_pools_end(context->device);

@@ -19,6 +19,10 @@ struct CUctx_st {
 	bool alive, primary;
 	uint64_t end_ns;         /* when all its work is done */
 	uint64_t null_stream_ns; /* when the default stream's is */
+	/* limits.c: what was set, less what it was at first; what the card has given for it */
+	int64_t raised[3];
+	uint64_t limits_taken;
+	bool loaded; /* a module was */
 };
 
 extern pthread_mutex_t sim_mutex;
@@ -35,6 +39,10 @@ void sim_free_all(CUcontext context);             /* with sim_mutex held */
 CUresult sim_free_late(CUdeviceptr pointer, uint64_t when_ns);
 int sim_take_from_card(int card, size_t bytes); /* with sim_mutex held */
 void sim_reap_late(void);                       /* with sim_mutex held */
+
+/* ---- limits.c, with sim_mutex held */
+CUresult sim_limits_load(CUcontext context);
+void sim_limits_end(CUcontext context);
 
 /* ---- faults.c */
 void sim_faults_start(void);

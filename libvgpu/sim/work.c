@@ -58,7 +58,12 @@ SIM CUresult cuModuleLoadData(CUmodule *module, const void *image)
 	if (!*module)
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	(*module)->context = context;
-	return CUDA_SUCCESS;
+	pthread_mutex_lock(&sim_mutex);
+	result = sim_limits_load(context);
+	pthread_mutex_unlock(&sim_mutex);
+	if (result != CUDA_SUCCESS)
+		free(*module);
+	return result;
 }
 
 SIM CUresult cuModuleUnload(CUmodule module)

@@ -28,6 +28,8 @@ static void forget(CUcontext context)
 	vgpu_opened_forget(context);
 	while (vgpu_pointer_take_context(VGPU_ARRAYS, context, &pointer))
 		vgpu_array_gone(&pointer);
+	while (vgpu_pointer_take_context(VGPU_CONTEXT_LIMITS, context, &pointer))
+		vgpu_give_back(pointer.card, pointer.bytes);
 	vgpu_pools_synchronised(VGPU_ALL_STREAMS, context);
 }
 

@@ -22,6 +22,7 @@ static void after_fork_in_child(void)
 	vgpu_pointer_forget_all();
 	vgpu_virtual_forget_all();
 	vgpu_tiles_forget_lock();
+	vgpu_context_limits_forget_lock();
 	vgpu_shares_forget_all();
 	vgpu_pools_forget_all();
 	vgpu_pace_forget_all();

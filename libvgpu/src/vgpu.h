@@ -213,6 +213,7 @@ enum vgpu_table {
 	VGPU_SHARES,   /* see shares.c */
 	VGPU_OPENED,   /* memory of cuIpcOpenMemHandle, see ipc.c */
 	VGPU_BINDINGS, /* see multicast.c */
+	VGPU_CONTEXT_LIMITS,
 	VGPU_TABLE_COUNT,
 };
 struct vgpu_pointer {
@@ -289,6 +290,9 @@ void vgpu_opened_forget(CUcontext context);
 /* ---- tiles.c */
 void vgpu_tiles_forget(uint64_t array);
 void vgpu_tiles_forget_lock(void);
+
+/* ---- context_limits.c */
+void vgpu_context_limits_forget_lock(void);
 
 /* ---- arrays.c */
 void vgpu_array_gone(const struct vgpu_pointer *entry);
