@@ -6,12 +6,12 @@ build on a list that contradicts itself, the driver's names, or leaves one of th
 Standard library only.
 """
 
-import fnmatch
 import re
 import sys
 import tomllib
 from pathlib import Path
 
+MEMORY = {"takes", "gives back", "hands on", "host", "none"}
 LIBRARIES = {"cuda": "VGPU_CUDA", "nvml": "VGPU_NVML"}
 MASK = 0xFFFFFFFF
 
@@ -76,14 +76,24 @@ def check_names(hooks: list[dict], rows: list[list[str]], passed: list[dict]) ->
         for base, since, ptsz in answers(hook):
             if (hook["name"], base, since, ptsz) not in facts:
                 sys.exit(f"hooks.toml: {hook['name']}: not what {base} is from {since} on")
-    left = {name for name, *_ in facts} - {hook["name"] for hook in cuda}
-    patterns = [pattern for group in passed for pattern in group["names"]]
-    for pattern in patterns:
-        if not fnmatch.filter(left, pattern):
-            sys.exit(f"passed.toml: {pattern} is no name that is not hooked")
-    undecided = [n for n in left if not any(fnmatch.fnmatchcase(n, p) for p in patterns)]
-    if undecided:
-        sys.exit(f"neither in hooks.toml nor in passed.toml: {', '.join(sorted(undecided))}")
+    # What exists only for per-thread streams goes with the function it is a variant of.
+    left = {
+        name.removesuffix(f"_{suffix}")
+        for name, _base, _since, suffix in rows
+        if name not in {hook["name"] for hook in cuda}
+    }
+    decided: set[str] = set()
+    for group in passed:
+        if group["memory"] not in MEMORY:
+            sys.exit(f"passed.toml: memory is {group['memory']!r}, not one of {sorted(MEMORY)}")
+        for name in group["names"]:
+            if name not in left:
+                sys.exit(f"passed.toml: {name} is no name that is not hooked")
+            if name in decided:
+                sys.exit(f"passed.toml: {name} is listed twice")
+            decided.add(name)
+    if left - decided:
+        sys.exit(f"neither in hooks.toml nor in passed.toml: {', '.join(sorted(left - decided))}")
 
 
 def render_table(hooks: list[dict], reals: list[dict]) -> str:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write the lists of driver functions from CUDA's and NVML's public headers.
 
-Usage: read_headers.py OUT_DIRECTORY HEADER... with cuda.h, cudaTypedefs.h and nvml.h of every
-version that the lists shall know. A developer's tool: the build reads the lists alone, and needs
-no CUDA. The headers come with the packages nvidia-cuda-runtime and nvidia-nvml-dev.
+Usage: read_headers.py OUT_DIRECTORY HEADER... with cuda.h, cudaEGL.h, cudaGL.h, cudaVDPAU.h, the
+cuda…Typedefs.h and nvml.h of every version that the lists shall know. A developer's tool: the
+build reads the lists alone, and needs no CUDA. The headers come with the packages
+nvidia-cuda-runtime and nvidia-nvml-dev.
 
 ``cuda_names.txt`` has a line for each exported variant: its name, the name that cuGetProcAddress
 is asked for, the CUDA version from which that is the answer, and ``ptsz`` or ``ptds`` if it is
@@ -20,6 +21,8 @@ ALIASES = [("cuGraphInstantiateWithFlags", "cuGraphInstantiate", 12000, "")]
 """What cuda.h of a major version renames, without a typedef of its own in cudaTypedefs.h."""
 WITHOUT_TYPEDEF = {"cuGetProcAddress_v2_ptsz"}
 """An inline function of cuda.h, not one of the driver."""
+WINDOWS = {"cuWGLGetDevice"}
+API_HEADERS = {"cuda.h", "cudaEGL.h", "cudaGL.h", "cudaVDPAU.h"}
 
 
 def read_exported(header: str) -> set[str]:
@@ -29,13 +32,13 @@ def read_exported(header: str) -> set[str]:
     names |= set(re.findall(r"#define\s+cu[A-Z]\w+\s+(cu[A-Z]\w+)\s*$", text, flags=re.MULTILINE))
     for kind, name in re.findall(r"__CUDA_API_(PTSZ|PTDS)\((cu[A-Z]\w+)\)", text):
         names |= {name, f"{name}_{kind.lower()}"}
-    return names
+    return names - WINDOWS
 
 
 def read_versions(typedefs: str) -> set[tuple[str, int, str]]:
     """Return (base, since, suffix) of every typedef of a cudaTypedefs.h."""
     found = re.findall(r"PFN_(cu[A-Z]\w*?)_v(\d+)(?:_(ptsz|ptds))?\)", typedefs)
-    return {(base, int(since), suffix) for base, since, suffix in found}
+    return {(base, int(since), suffix) for base, since, suffix in found if base not in WINDOWS}
 
 
 def pair(exported: set[str], versions: set[tuple[str, int, str]]) -> list[tuple]:
@@ -72,14 +75,17 @@ def main() -> None:
     nvml: set[str] = set()
     for path in paths:
         text = path.read_text()
-        if path.name == "cuda.h":
+        if path.name in API_HEADERS:
             exported |= read_exported(text)
-        elif path.name == "cudaTypedefs.h":
+        elif path.name == "cudaProfilerTypedefs.h":  # its header is in another package
+            versions |= read_versions(text)
+            exported |= {base for base, _since, _suffix in read_versions(text)}
+        elif path.name.endswith("Typedefs.h"):
             versions |= read_versions(text)
         elif path.name == "nvml.h":
             nvml |= read_nvml(text)
         else:
-            sys.exit(f"{path}: not one of cuda.h, cudaTypedefs.h, nvml.h")
+            sys.exit(f"{path}: neither a header of the driver's API, nor its typedefs, nor nvml.h")
     rows = pair(exported, versions)
     lines = [f"{name} {base} {since} {suffix or '-'}" for name, base, since, suffix in rows]
     (out / "cuda_names.txt").write_text("\n".join([*lines, ""]))
