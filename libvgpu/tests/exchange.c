@@ -2,8 +2,10 @@
 /* Processes of two grants on two cards give each other memory, take it, free it,
  * lose it and are killed, one random step after another, against a model: a grant is
  * charged for a piece of memory as long as one of its processes holds it, and the card
- * for as long as anybody does. After every step the books, the cards and the model
- * agree to the byte, and a step is refused if and only if it would pass a limit.
+ * for as long as anybody does. Processes also change the heap of their kernels, and the
+ * node what it has measured beside all that, as of contexts. After every step the books,
+ * the cards and the model agree to the byte, and a step is refused if and only if it would
+ * pass a limit.
  *
  * VGPU_MODEL_OPERATIONS says how many steps (10,000), VGPU_MODEL_SEED where to begin. */
 #include <signal.h>
@@ -23,7 +25,10 @@
 
 static const uint64_t limits[GRANTS][DEVICES] = {{600 * MIB, 300 * MIB}, {250 * MIB, 200 * MIB}};
 
-enum step { ALLOCATE, GIVE, OPEN, CLOSE, FREE, CREATE, EXPORT, IMPORT, RELEASE, RESET, LOOK };
+#define CONTEXT_MIB 37       /* of the second card, of each process */
+#define FIRST_HEAP (8 * MIB) /* a part of contexts */
+
+enum step { ALLOCATE, GIVE, OPEN, CLOSE, FREE, CREATE, EXPORT, IMPORT, RELEASE, RESET, HEAP, LOOK };
 enum kind { NOTHING, MEMORY, HANDLED };
 
 /* What the walk tells a process to do, and what comes of it. */
@@ -46,7 +51,9 @@ struct object {
 static struct object objects[OBJECTS];
 static struct process {
 	int pid, to[2], from[2];
+	uint64_t heaps[DEVICES]; /* beyond the first */
 } processes[PROCESSES];
+static uint64_t overheads[GRANTS][DEVICES];
 static int self;
 static uint64_t seed;
 static const char *const names[GRANTS] = {"grants/uid_gpu", "others/uid2_gpu"};
@@ -146,6 +153,8 @@ static CUresult obey_one(void)
 	case RESET:
 		OK(cuDevicePrimaryCtxReset_v2(board->device));
 		return cuDevicePrimaryCtxRetain(&contexts[board->device], board->device);
+	case HEAP:
+		return cuCtxSetLimit(CU_LIMIT_MALLOC_HEAP_SIZE, FIRST_HEAP + board->bytes);
 	default:
 		IS(cuMemAlloc_v2(&none, 30000 * MIB), CUDA_ERROR_OUT_OF_MEMORY);
 		return CUDA_SUCCESS;
@@ -209,12 +218,16 @@ static uint64_t charged(int grant, int device)
 		    (held_by(&objects[i], grant) ||
 		     (objects[i].pinned && grant_of(objects[i].maker) == grant)))
 			sum += objects[i].bytes;
+	for (int i = 0; i < PROCESSES; i++)
+		if (grant_of(i) == grant)
+			sum += processes[i].heaps[device];
 	return sum;
 }
 
+/* Heaps are not taken yet: no module is loaded. */
 static uint64_t on_card(int device)
 {
-	uint64_t sum = 0;
+	uint64_t sum = device == DEVICES - 1 ? PROCESSES * CONTEXT_MIB * MIB : 0;
 
 	for (int i = 0; i < OBJECTS; i++)
 		if (objects[i].kind != NOTHING && objects[i].device == device &&
@@ -230,11 +243,11 @@ static struct vgpu_region *books(int grant)
 
 	if (regions[grant])
 		return regions[grant];
-	file = fopen(world_path("%s/region/region", names[grant]), "re");
+	file = fopen(world_path("%s/region/region", names[grant]), "r+e");
 	if (!file)
 		return NULL;
-	regions[grant] =
-		mmap(NULL, sizeof(struct vgpu_region), PROT_READ, MAP_SHARED, fileno(file), 0);
+	regions[grant] = mmap(NULL, sizeof(struct vgpu_region), PROT_READ | PROT_WRITE, MAP_SHARED,
+			      fileno(file), 0);
 	CHECK(regions[grant] != MAP_FAILED);
 	fclose(file);
 	return regions[grant];
@@ -261,7 +274,8 @@ static void compare(void)
 /* A step that charges `bytes` more: refused if and only if they do not fit. */
 static bool agreed(CUresult result, int grant, int device, uint64_t bytes)
 {
-	bool fits = charged(grant, device) + bytes <= limits[grant][device];
+	bool fits = !bytes || charged(grant, device) + overheads[grant][device] + bytes <=
+				      limits[grant][device];
 
 	IS(result, fits ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY);
 	return fits;
@@ -339,12 +353,33 @@ static void let_go(int process, int index)
 	forget_unheld(object);
 }
 
+static void change_heap(int process)
+{
+	int device = (int)next(DEVICES);
+	uint64_t bytes = next(40) * 2 * MIB, before = processes[process].heaps[device];
+	CUresult result = tell(process, HEAP, 0, device, bytes);
+
+	if (agreed(result, grant_of(process), device, bytes > before ? bytes - before : 0))
+		processes[process].heaps[device] = bytes;
+}
+
+/* As the node does, once it has seen more of a grant on the card than was charged. */
+static void measure(int grant, int device)
+{
+	if (!books(grant))
+		return;
+	overheads[grant][device] = next(3) ? next(60 * MIB) : 0;
+	__atomic_store_n(&books(grant)->devices[device].overhead_bytes, overheads[grant][device],
+			 __ATOMIC_SEQ_CST);
+}
+
 /* A context takes along what was allocated and opened in it. */
 static void reset(int process)
 {
 	int device = (int)next(DEVICES);
 
 	OK(tell(process, RESET, 0, device, 0));
+	processes[process].heaps[device] = 0;
 	for (int i = 0; i < OBJECTS; i++)
 		if (objects[i].kind == MEMORY && objects[i].device == device) {
 			objects[i].holds[process] = 0;
@@ -356,6 +391,8 @@ static void end(int process)
 {
 	kill(processes[process].pid, SIGKILL);
 	wait_child(processes[process].pid);
+	for (int device = 0; device < DEVICES; device++)
+		processes[process].heaps[device] = 0;
 	for (int i = 0; i < OBJECTS; i++) {
 		objects[i].holds[process] = 0;
 		if (objects[i].maker == process)
@@ -376,6 +413,10 @@ static void step(void)
 		end(process);
 	else if (what < 8)
 		reset(process);
+	else if (what < 30)
+		change_heap(process);
+	else if (what < 40)
+		measure(grant_of(process), (int)next(DEVICES));
 	else if (object->kind == NOTHING)
 		make(process, index);
 	else if (what < 450 && object->holds[process])
@@ -397,9 +438,13 @@ static uint64_t setting(const char *name, uint64_t otherwise)
 int main(void)
 {
 	uint64_t count = setting("VGPU_MODEL_OPERATIONS", 10000);
+	char line[64];
 
 	seed = setting("VGPU_MODEL_SEED", 1);
+	fprintf(stderr, "VGPU_MODEL_SEED=%llu\n", (unsigned long long)seed);
 	world();
+	snprintf(line, sizeof(line), "context_overhead_mib = %d\n", CONTEXT_MIB);
+	world_last_card(line);
 	world_grant("uid_gpu", CARD_A, limits[0][0] / MIB, CARD_B, limits[0][1] / MIB);
 	world_grant_both_at("others", "uid2_gpu", CARD_A, limits[1][0] / MIB, CARD_B,
 			    limits[1][1] / MIB);

@@ -111,13 +111,6 @@ static void shorter_rows(void)
 	IS(used("uid_second"), 0);
 }
 
-static void pitch_of_second_card(const char *line)
-{
-	FILE *file = fopen(world_path("sim/cards.ini"), "ae");
-
-	CHECK(file && fputs(line, file) >= 0 && fclose(file) == 0);
-}
-
 static void hold(void)
 {
 	CUdeviceptr pointer;
@@ -157,9 +150,9 @@ int main(void)
 	OK(in_child(beside));
 	channel_tell(talk.down[1]);
 	OK(wait_child(child));
-	pitch_of_second_card("pitch_bytes = 4096\n");
+	world_last_card("pitch_bytes = 4096\n");
 	OK(in_child(longer_rows));
-	pitch_of_second_card("pitch_bytes = 128\n");
+	world_last_card("pitch_bytes = 128\n");
 	OK(in_child(shorter_rows));
 	return 0;
 }

@@ -42,13 +42,6 @@ static void set_flags(const char *grant, unsigned int device, uint32_t flags)
 	close(fd);
 }
 
-static void of_the_card(const char *line)
-{
-	FILE *file = fopen(world_path("sim/cards.ini"), "ae");
-
-	CHECK(file && fputs(line, file) >= 0 && fclose(file) == 0);
-}
-
 static void of_the_machine(const char *line)
 {
 	char text[4096];
@@ -467,7 +460,7 @@ int main(void)
 	OK(in_child(to_the_limit));
 	OK(in_child(in_rows));
 	OK(in_child(in_streams_by_driver));
-	of_the_card("managed_free_async = 0\n");
+	world_last_card("managed_free_async = 0\n");
 	OK(in_child(in_streams_by_us));
 	OK(in_child(beside_a_capture));
 	OK(in_child(what_cannot));
@@ -489,9 +482,9 @@ int main(void)
 	channel_tell(talk.down[1]);
 	OK(wait_child(other));
 	race();
-	of_the_card("concurrent_managed_access = 0\n");
+	world_last_card("concurrent_managed_access = 0\n");
 	OK(in_child(nowhere_to_go));
-	of_the_card("concurrent_managed_access = 1\n");
+	world_last_card("concurrent_managed_access = 1\n");
 	of_the_machine("host_memory_mib = 1000\n");
 	OK(in_child(host_is_full_too));
 	of_the_machine("host_memory_mib = 0\n");

@@ -243,13 +243,10 @@ static void two_contexts(void)
  * the memory goes back; and the next time it is known. */
 static void coarse(void)
 {
-	static const char step[] = "pool_step_mib = 32\n"; /* of the last card */
-	FILE *file = fopen(world_path("sim/cards.ini"), "ae");
 	CUdeviceptr pointer, first, refused = 0xabc;
 	CUcontext context;
 
-	CHECK(file && fputs(step, file) >= 0);
-	fclose(file);
+	world_last_card("pool_step_mib = 32\n");
 	OK(cuInit(0));
 	OK(cuDevicePrimaryCtxRetain(&context, 1));
 	OK(cuCtxSetCurrent(context));

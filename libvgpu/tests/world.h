@@ -42,6 +42,8 @@
 void world(void);
 /* Says before cuInit which CUDA version the driver has; five digits. */
 void world_driver(const char *cuda_version);
+/* Likewise a line of cards.ini, for the second card. */
+void world_last_card(const char *line);
 const char *world_path(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Grants `mib` of up to two cards (NULL = no second one); 0 = not limited. */
 void world_grant(const char *name, const char *uuid, uint64_t mib, const char *uuid2,
