@@ -122,7 +122,7 @@ bench-memory: $(VENV) native ## 11,000 kills and 300 starts at once, beside thei
 	@LD_LIBRARY_PATH=$(NATIVE)/sim:$(NATIVE)/src LD_PRELOAD=$(NATIVE)/src/libvgpu-test.so $(NATIVE)/bench/kills 10000
 	@LD_LIBRARY_PATH=$(NATIVE)/sim:$(NATIVE)/src LD_PRELOAD=$(NATIVE)/src/libvgpu-test.so $(NATIVE)/bench/kills 1000 64
 	@python libvgpu/bench/calls.py $(NATIVE) --starts
-	@VGPU_MODEL_OPERATIONS=1000000 meson test -C $(NATIVE) --no-rebuild --timeout-multiplier 60 model exchange
+	@VGPU_MODEL_OPERATIONS=1000000 meson test -C $(NATIVE) --no-rebuild --timeout-multiplier 60 model exchange spill_model
 
 bench-compute: $(VENV) native ## The compute limit: the whole grid in virtual time, and what a launch costs (3 minutes)
 	@$(NATIVE)/bench/controller

@@ -428,19 +428,12 @@ static void step(void)
 	compare();
 }
 
-static uint64_t setting(const char *name, uint64_t otherwise)
-{
-	const char *text = getenv(name);
-
-	return text ? strtoull(text, NULL, 10) : otherwise;
-}
-
 int main(void)
 {
-	uint64_t count = setting("VGPU_MODEL_OPERATIONS", 10000);
+	uint64_t count = world_setting("VGPU_MODEL_OPERATIONS", 10000);
 	char line[64];
 
-	seed = setting("VGPU_MODEL_SEED", 1);
+	seed = world_setting("VGPU_MODEL_SEED", 1);
 	fprintf(stderr, "VGPU_MODEL_SEED=%llu\n", (unsigned long long)seed);
 	world();
 	snprintf(line, sizeof(line), "context_overhead_mib = %d\n", CONTEXT_MIB);

@@ -521,13 +521,6 @@ static void step(struct walk *walk)
 	check_limits();
 }
 
-static uint64_t setting(const char *name, uint64_t otherwise)
-{
-	const char *text = getenv(name);
-
-	return text ? strtoull(text, NULL, 10) : otherwise;
-}
-
 static void wander(struct walk *walk, uint64_t operations)
 {
 	CUmemPoolProps props = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED};
@@ -551,9 +544,9 @@ static void wander(struct walk *walk, uint64_t operations)
 
 static void one(void)
 {
-	struct walk walk = {.random = setting("VGPU_MODEL_SEED", 1), .alone = true};
+	struct walk walk = {.random = world_setting("VGPU_MODEL_SEED", 1), .alone = true};
 
-	wander(&walk, setting("VGPU_MODEL_OPERATIONS", 10000) / 2);
+	wander(&walk, world_setting("VGPU_MODEL_OPERATIONS", 10000) / 2);
 }
 
 static int number;
@@ -561,9 +554,9 @@ static struct channel done;
 
 static void among_others(void)
 {
-	struct walk walk = {.random = setting("VGPU_MODEL_SEED", 1) + (uint64_t)number};
+	struct walk walk = {.random = world_setting("VGPU_MODEL_SEED", 1) + (uint64_t)number};
 
-	wander(&walk, setting("VGPU_MODEL_OPERATIONS", 10000) / 2 / PROCESSES);
+	wander(&walk, world_setting("VGPU_MODEL_OPERATIONS", 10000) / 2 / PROCESSES);
 	channel_tell(done.up[1]); /* none ends while others allocate */
 	channel_hear(done.down[0]);
 }
@@ -582,7 +575,7 @@ int main(void)
 	world_grant("uid_gpu", CARD_A, limits[0] / MIB, CARD_B, limits[1] / MIB);
 	world_last_card("context_overhead_mib = 37\n");
 	fprintf(stderr, "VGPU_MODEL_SEED=%llu\n",
-		(unsigned long long)setting("VGPU_MODEL_SEED", 1));
+		(unsigned long long)world_setting("VGPU_MODEL_SEED", 1));
 	OK(in_child(one));
 	channel_open(&done);
 	for (number = 0; number < PROCESSES; number++)

@@ -3,7 +3,6 @@
  * it, memory beyond the card is the host's, up to the limit and not a byte further. */
 #include <fcntl.h>
 #include <signal.h>
-#include <stddef.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -29,17 +28,6 @@ static uint64_t spilled(const char *grant, unsigned int device)
 		if (region->slots[i].state == VGPU_SLOT_LIVE)
 			bytes += region->slots[i].used_bytes[VGPU_MAX_DEVICES - 1 - device];
 	return bytes;
-}
-
-static void set_flags(const char *grant, unsigned int device, uint32_t flags)
-{
-	int fd = open(world_path("grants/%s/grant", grant), O_WRONLY | O_CLOEXEC);
-	off_t at = (off_t)(offsetof(struct vgpu_grant, devices) +
-			   device * sizeof(struct vgpu_grant_device) +
-			   offsetof(struct vgpu_grant_device, flags));
-
-	CHECK(fd >= 0 && pwrite(fd, &flags, sizeof(flags), at) == (ssize_t)sizeof(flags));
-	close(fd);
 }
 
 static void of_the_machine(const char *line)
@@ -312,19 +300,19 @@ static void allowed_and_forbidden(void)
 
 	use_second_card();
 	must_alloc(16384);
-	set_flags("uid_over", 0, 0);
+	world_set_flags("uid_over", 0, 0);
 	IS(cuMemAlloc_v2(&pointer, 100 * MIB), CUDA_ERROR_OUT_OF_MEMORY);
-	set_flags("uid_over", 0, VGPU_GRANT_SPILL);
+	world_set_flags("uid_over", 0, VGPU_GRANT_SPILL);
 	over = must_alloc(100);
-	set_flags("uid_over", 0, 0);
+	world_set_flags("uid_over", 0, 0);
 	IS(cuMemAlloc_v2(&pointer, 100 * MIB), CUDA_ERROR_OUT_OF_MEMORY);
 	IS(spilled("uid_over", 0), 100 * MIB);
 	OK(cuMemFree_v2(over));
 	IS(spilled("uid_over", 0), 0);
 	IS(used("uid_over"), 16384 * MIB);
-	set_flags("uid_over", 0, VGPU_GRANT_SPILL | VGPU_GRANT_CONTROL_DISABLED);
+	world_set_flags("uid_over", 0, VGPU_GRANT_SPILL | VGPU_GRANT_CONTROL_DISABLED);
 	IS(cuMemAlloc_v2(&pointer, 100 * MIB), CUDA_ERROR_OUT_OF_MEMORY);
-	set_flags("uid_over", 0, VGPU_GRANT_SPILL);
+	world_set_flags("uid_over", 0, VGPU_GRANT_SPILL);
 }
 
 /* ---- with others */
@@ -456,7 +444,7 @@ int main(void)
 	channel_open(&talk);
 	channel_open(&ending);
 	OK(in_child(as_the_driver_says));
-	set_flags("uid_over", 0, VGPU_GRANT_SPILL);
+	world_set_flags("uid_over", 0, VGPU_GRANT_SPILL);
 	OK(in_child(to_the_limit));
 	OK(in_child(in_rows));
 	OK(in_child(in_streams_by_driver));
@@ -496,8 +484,8 @@ int main(void)
 	OK(rmdir(world_path("grants/uid_over/region")));
 	OK(rmdir(world_path("grants/uid_over")));
 	world_grant("uid_two", CARD_A, 0, CARD_B, 17000);
-	set_flags("uid_two", 0, VGPU_GRANT_SPILL);
-	set_flags("uid_two", 1, VGPU_GRANT_SPILL);
+	world_set_flags("uid_two", 0, VGPU_GRANT_SPILL);
+	world_set_flags("uid_two", 1, VGPU_GRANT_SPILL);
 	OK(in_child(two_cards));
 	return 0;
 }

@@ -6,6 +6,7 @@
 #include <ftw.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -70,6 +71,13 @@ void world_driver(const char *cuda_version)
 	world_write(world_path("sim/cards.ini"), cards, sizeof(cards) - 1);
 }
 
+uint64_t world_setting(const char *name, uint64_t otherwise)
+{
+	const char *text = getenv(name);
+
+	return text ? strtoull(text, NULL, 10) : otherwise;
+}
+
 void world_last_card(const char *line)
 {
 	FILE *file = fopen(world_path("sim/cards.ini"), "ae");
@@ -132,6 +140,17 @@ void world_grant_both_at(const char *directory, const char *name, const char *uu
 			 const char *uuid2, uint64_t mib2)
 {
 	write_grant(directory, name, uuid, mib, uuid2, mib2);
+}
+
+void world_set_flags(const char *grant, unsigned int device, uint32_t flags)
+{
+	int fd = open(world_path("grants/%s/grant", grant), O_WRONLY | O_CLOEXEC);
+	off_t at = (off_t)(offsetof(struct vgpu_grant, devices) +
+			   device * sizeof(struct vgpu_grant_device) +
+			   offsetof(struct vgpu_grant_device, flags));
+
+	CHECK(fd >= 0 && pwrite(fd, &flags, sizeof(flags), at) == (ssize_t)sizeof(flags));
+	close(fd);
 }
 
 struct vgpu_region *world_region(const char *name)

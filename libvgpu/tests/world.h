@@ -44,6 +44,8 @@ void world(void);
 void world_driver(const char *cuda_version);
 /* Likewise a line of cards.ini, for the second card. */
 void world_last_card(const char *line);
+/* A number of the environment. */
+uint64_t world_setting(const char *name, uint64_t otherwise);
 const char *world_path(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Grants `mib` of up to two cards (NULL = no second one); 0 = not limited. */
 void world_grant(const char *name, const char *uuid, uint64_t mib, const char *uuid2,
@@ -52,6 +54,7 @@ void world_grant(const char *name, const char *uuid, uint64_t mib, const char *u
 void world_grant_at(const char *directory, const char *name, const char *uuid, uint64_t mib);
 void world_grant_both_at(const char *directory, const char *name, const char *uuid, uint64_t mib,
 			 const char *uuid2, uint64_t mib2);
+void world_set_flags(const char *grant, unsigned int device, uint32_t flags);
 void world_write(const char *path, const void *data, size_t size);
 /* The mapped region of a grant, made by some process before. */
 struct vgpu_region *world_region(const char *name);
