@@ -12,6 +12,8 @@
  * the real functions: dlsym is called by allocators and sanitizers before they
  * work.
  */
+#include <dlfcn.h>
+
 #include "vgpu.h"
 
 struct pick {
@@ -41,7 +43,7 @@ VGPU_ALWAYS_PLAIN static void *real(void **cache, const char *name)
 	void *function = atomic_load_explicit(cache, memory_order_relaxed);
 
 	if (!function) {
-		function = vgpu_elf_find(sonames, name);
+		function = vgpu_elf_find_at_start(sonames, name);
 		if (!function)
 			function = (void *)&absent;
 		/* Every thread finds the same: no lock is needed. */
@@ -50,26 +52,45 @@ VGPU_ALWAYS_PLAIN static void *real(void **cache, const char *name)
 	return function;
 }
 
+/* Whether a look-up found only that libvgpu exports the name, which it must for programs
+ * that are linked with the driver. */
+VGPU_ALWAYS_PLAIN static bool is_only_ours(const struct vgpu_hook *hook, const void *found)
+{
+	const struct vgpu_real_name *name = vgpu_real_name(hook->real);
+
+	return found == hook->ours &&
+	       !vgpu_elf_find(vgpu_library_sonames(name->library), name->name);
+}
+
 /* Asking the real one first keeps what a program may rely on: a function that
- * the driver does not have is not there, and dlerror() says why. */
+ * the driver does not have is not there, and dlerror() says why. Asked again from
+ * here, RTLD_NEXT looks behind libvgpu. */
 VGPU_ALWAYS_PLAIN struct pick vgpu_pick_dlsym(void *handle, const char *name)
 {
 	dlsym_fn *function = (dlsym_fn *)real(&real_dlsym, "dlsym");
 	const struct vgpu_hook *hook = name ? vgpu_hook_find(name) : NULL;
+	void *found;
 
 	if (!hook)
 		return (struct pick){.target = (void *)function};
-	return (struct pick){.result = function(handle, name) ? hook->ours : NULL};
+	found = function(handle, name);
+	if (is_only_ours(hook, found))
+		found = function(RTLD_NEXT, name);
+	return (struct pick){.result = found ? hook->ours : NULL};
 }
 
 VGPU_ALWAYS_PLAIN struct pick vgpu_pick_dlvsym(void *handle, const char *name, const char *version)
 {
 	dlvsym_fn *function = (dlvsym_fn *)real(&real_dlvsym, "dlvsym");
 	const struct vgpu_hook *hook = name ? vgpu_hook_find(name) : NULL;
+	void *found;
 
 	if (!hook)
 		return (struct pick){.target = (void *)function};
-	return (struct pick){.result = function(handle, name, version) ? hook->ours : NULL};
+	found = function(handle, name, version);
+	if (is_only_ours(hook, found))
+		found = function(RTLD_NEXT, name, version);
+	return (struct pick){.result = found ? hook->ours : NULL};
 }
 
 #if defined(__x86_64__)

@@ -36,6 +36,21 @@ VGPU_ALWAYS_PLAIN const struct vgpu_hook *vgpu_hook_find(const char *name)
 	return place >= 0 && same(name, hooks[place].name) ? &hooks[place] : NULL;
 }
 
+VGPU_ALWAYS_PLAIN const struct vgpu_real_name *vgpu_real_name(int index)
+{
+	return &real_names[index];
+}
+
+VGPU_ALWAYS_PLAIN const char *const *vgpu_library_sonames(enum vgpu_library library)
+{
+	static const char *const sonames[][2] = {
+		[VGPU_CUDA] = {"libcuda.so.1", NULL},
+		[VGPU_NVML] = {"libnvidia-ml.so.1", NULL},
+	};
+
+	return sonames[library];
+}
+
 /* Variants of one base are neighbours, the newest first. */
 const struct vgpu_variant *vgpu_variant_first(const char *base)
 {
@@ -52,9 +67,4 @@ const struct vgpu_variant *vgpu_variant_next(const struct vgpu_variant *variant)
 	if (next == variants + sizeof(variants) / sizeof(variants[0]))
 		return NULL;
 	return same(next->base, variant->base) ? next : NULL;
-}
-
-const struct vgpu_real_name *vgpu_real_name(int index)
-{
-	return &real_names[index];
 }

@@ -10,11 +10,6 @@
 
 static void *functions[VGPU_REAL_COUNT];
 
-static const char *const libraries[][2] = {
-	[VGPU_CUDA] = {"libcuda.so.1", NULL},
-	[VGPU_NVML] = {"libnvidia-ml.so.1", NULL},
-};
-
 /* A program may dlclose the driver and load it again elsewhere: the pointers
  * kept here must stay good, so the library is told never to leave. */
 static void pin(enum vgpu_library library)
@@ -27,12 +22,13 @@ static void pin(enum vgpu_library library)
 		return;
 	*(void **)&open_library = vgpu_elf_find(loaders, "dlopen");
 	if (open_library)
-		open_library(libraries[library][0], RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE);
+		open_library(vgpu_library_sonames(library)[0],
+			     RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE);
 }
 
 void *vgpu_real_symbol(enum vgpu_library library, const char *name)
 {
-	return vgpu_elf_find(libraries[library], name);
+	return vgpu_elf_find(vgpu_library_sonames(library), name);
 }
 
 void *vgpu_real_at(int index)

@@ -42,6 +42,8 @@ void vgpu_file_unlock(int fd, off_t offset, uint32_t *turns);
 
 /* ---- elf.c */
 void *vgpu_elf_find(const char *const *sonames, const char *symbol);
+/* Of the libraries that the program was started with, if they have it. */
+void *vgpu_elf_find_at_start(const char *const *sonames, const char *symbol);
 
 /* ---- hooks.c */
 enum vgpu_library { VGPU_CUDA, VGPU_NVML };
@@ -64,6 +66,7 @@ const struct vgpu_hook *vgpu_hook_find(const char *name);
 const struct vgpu_variant *vgpu_variant_first(const char *base);
 const struct vgpu_variant *vgpu_variant_next(const struct vgpu_variant *variant);
 const struct vgpu_real_name *vgpu_real_name(int index);
+const char *const *vgpu_library_sonames(enum vgpu_library library); /* NULL-terminated */
 
 /* ---- real.c */
 void *vgpu_real_at(int index);

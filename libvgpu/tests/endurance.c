@@ -20,7 +20,7 @@ static uint64_t *shared; /* with children */
 
 static int wall_clock_is_read;
 
-int clock_gettime(clockid_t clock, struct timespec *now)
+__attribute__((visibility("default"))) int clock_gettime(clockid_t clock, struct timespec *now)
 {
 	long result = syscall(SYS_clock_gettime, clock, now);
 
