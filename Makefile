@@ -9,6 +9,7 @@ BIN     := .venv/bin
 NATIVE  := build/libvgpu
 ASAN    := build/libvgpu-asan
 TSAN    := build/libvgpu-tsan
+AARCH64 := build/libvgpu-aarch64
 LOCK    := $(shell cat requirements/dev.txt pyproject.toml | sha256sum | cut -c1-12)
 VENV    := .venv/.locked-$(LOCK)
 MATRIX_TESTS ?= tests/cluster/test_tables.py tests/cluster/test_simnodes.py tests/cluster/test_claim_status.py \
@@ -20,7 +21,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HAMI_DRA_BUILD_DIR := $(CURDIR)/$(NATIVE)
 
 .PHONY: demo test preflight native tools lint unit contract oracle native-test cluster-test test-chaos \
-        test-matrix test-nightly sanitize bench bench-webhook bench-libvgpu bench-memory bench-compute \
+        test-matrix test-nightly test-aarch64 aarch64 sanitize bench bench-webhook bench-libvgpu bench-memory bench-compute \
         bench-node gpu-test gpu-bench lock proto clean help
 
 help: ## Show the targets
@@ -98,6 +99,17 @@ sanitize: $(VENV) native ## The C tests under the address, undefined behaviour a
 	  ninja -C $(NATIVE) --quiet; meson test -C $(NATIVE) --print-errorlogs --no-rebuild --timeout-multiplier 4 \
 	    --wrapper 'valgrind -q --error-exitcode=9 --trace-children=yes' limit virtual arrays ipc; \
 	  else echo "==> No valgrind here: left out"; fi
+
+aarch64: $(VENV) ## Build libvgpu for aarch64 and check what it needs; needs gcc-aarch64-linux-gnu
+	@echo "==> libvgpu for aarch64: $(AARCH64)"
+	@test -f $(AARCH64)/build.ninja || \
+	  meson setup $(AARCH64) libvgpu --cross-file libvgpu/cross/aarch64.ini >/dev/null
+	@ninja -C $(AARCH64) --quiet src/libvgpu.so
+	@meson test -C $(AARCH64) --print-errorlogs --no-rebuild symbols
+
+test-aarch64: aarch64 ## The C tests of the aarch64 build; needs qemu-user-static (5 minutes)
+	@ninja -C $(AARCH64) --quiet
+	@meson test -C $(AARCH64) --print-errorlogs --no-rebuild --timeout-multiplier 4
 
 lint: $(VENV) native ## ruff, mypy, import-linter, clang-format, clang-tidy
 	@echo "==> lint"

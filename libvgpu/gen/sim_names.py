@@ -32,14 +32,14 @@ def render_cuda(rows: list[tuple[str, str, int, str]]) -> str:
     lines += render_stubs(names, NOT_SUPPORTED["cuda"])
     lines += [
         "#ifdef __aarch64__",
-        '#define JUMP "b "',
+        '#define JUMP(name) "b " #name',  # the linker sends it through the PLT by itself
         "#else",
-        '#define JUMP "jmp "',
+        '#define JUMP(name) "jmp " #name "@PLT"',
         "#endif",
         "#define SECOND(name) \\",
         "\textern char second_##name[]; \\",
         '\t__asm__(".text\\n.type second_" #name ",%function\\n" \\',
-        '\t\t"second_" #name ": " JUMP #name "@PLT\\n");',
+        '\t\t"second_" #name ": " JUMP(name) "\\n");',
     ]
     lines += [f"SECOND({name})" for name in names]
     lines.append("const struct sim_name sim_names[] = {")

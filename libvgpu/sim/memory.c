@@ -27,6 +27,8 @@ struct allocation {
 };
 
 #define NOWHERE (-2) /* CU_DEVICE_INVALID */
+#define NARROW_STEP UINT64_C(0x200000)
+#define NARROW_END (UINT64_C(1) << 32)
 
 static struct allocation *allocations;
 static size_t count, capacity;
@@ -138,8 +140,36 @@ static int take(int card, size_t bytes, bool managed)
 	return managed ? sim_alloc_managed(card, bytes) : sim_take_from_card(card, bytes);
 }
 
+/* Address space, below 4 GiB for the functions whose pointers have 32 bits. */
+static void *reserve_addresses(size_t bytes, bool narrow)
+{
+	const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+
+	if (!narrow)
+		return mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+#ifdef MAP_32BIT
+	return mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags | MAP_32BIT, -1, 0);
+#else
+	static uintptr_t start = NARROW_STEP;
+
+	/* The kernel takes a place as proposed if it is free. */
+	for (int tries = NARROW_END / NARROW_STEP; tries > 0; tries--) {
+		void *memory;
+
+		if (bytes > NARROW_END - start)
+			start = NARROW_STEP;
+		memory = mmap((void *)start, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+		start += (bytes + NARROW_STEP - 1) / NARROW_STEP * NARROW_STEP;
+		if (memory == MAP_FAILED || (uintptr_t)memory + bytes <= NARROW_END)
+			return memory;
+		munmap(memory, bytes);
+	}
+	return MAP_FAILED;
+#endif
+}
+
 static CUresult allocate_on(int card, CUcontext owner, CUdeviceptr *pointer, size_t bytes,
-			    int map_flags, bool managed)
+			    bool narrow, bool managed)
 {
 	CUresult result = CUDA_SUCCESS;
 	void *memory;
@@ -166,8 +196,7 @@ static CUresult allocate_on(int card, CUcontext owner, CUdeviceptr *pointer, siz
 	if (error != 0) {
 		result = error == -ENOMEM ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_OPERATING_SYSTEM;
 	} else {
-		memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | map_flags, -1, 0);
+		memory = reserve_addresses(bytes, narrow);
 		if (memory == MAP_FAILED) {
 			give_to_card(card, charge_of(bytes), managed);
 			result = CUDA_ERROR_OUT_OF_MEMORY;
@@ -187,7 +216,7 @@ static CUresult allocate_on(int card, CUcontext owner, CUdeviceptr *pointer, siz
 	return result;
 }
 
-static CUresult allocate(CUdeviceptr *pointer, size_t bytes, int map_flags, bool managed)
+static CUresult allocate(CUdeviceptr *pointer, size_t bytes, bool narrow, bool managed)
 {
 	CUcontext context;
 	CUresult result = sim_usable(&context);
@@ -196,38 +225,33 @@ static CUresult allocate(CUdeviceptr *pointer, size_t bytes, int map_flags, bool
 		return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
 	return result != CUDA_SUCCESS
 		       ? result
-		       : allocate_on(context->card, context, pointer, bytes, map_flags,
+		       : allocate_on(context->card, context, pointer, bytes, narrow,
 				     managed && !sim_config()->cards[context->card].managed_stays);
 }
 
 SIM CUresult cuMemAlloc_v2(CUdeviceptr *pointer, size_t bytes)
 {
-	return allocate(pointer, bytes, 0, false);
+	return allocate(pointer, bytes, false, false);
 }
 
 SIM CUresult cuMemAlloc(CUdeviceptr_v1 *pointer, unsigned int bytes)
 {
-#ifdef MAP_32BIT
 	CUdeviceptr wide;
 	CUresult result;
 
 	if (!pointer)
 		return CUDA_ERROR_INVALID_VALUE;
-	result = allocate(&wide, bytes, MAP_32BIT, false);
+	result = allocate(&wide, bytes, true, false);
 	if (result == CUDA_SUCCESS)
 		*pointer = (CUdeviceptr_v1)wide;
 	return result;
-#else
-	(void)pointer, (void)bytes;
-	return CUDA_ERROR_NOT_SUPPORTED;
-#endif
 }
 
 SIM CUresult cuMemAllocManaged(CUdeviceptr *pointer, size_t bytes, unsigned int flags)
 {
 	if (flags != CU_MEM_ATTACH_GLOBAL && flags != CU_MEM_ATTACH_HOST)
 		return CUDA_ERROR_INVALID_VALUE;
-	return allocate(pointer, bytes, 0, true);
+	return allocate(pointer, bytes, false, true);
 }
 
 static struct allocation *find_around(CUdeviceptr start, size_t bytes)
@@ -292,7 +316,7 @@ SIM CUresult cuMemRangeGetAttribute(void *data, size_t size, int attribute, CUde
 }
 
 static CUresult allocate_rows(CUdeviceptr *pointer, size_t *pitch, size_t width, size_t height,
-			      unsigned int element, int map_flags)
+			      unsigned int element, bool narrow)
 {
 	CUcontext context;
 	CUresult result = sim_usable(&context);
@@ -309,7 +333,7 @@ static CUresult allocate_rows(CUdeviceptr *pointer, size_t *pitch, size_t width,
 	row = (width + step - 1) / step * step;
 	if (height > SIZE_MAX / row)
 		return CUDA_ERROR_OUT_OF_MEMORY;
-	result = allocate(pointer, row * height, map_flags, false);
+	result = allocate(pointer, row * height, narrow, false);
 	if (result == CUDA_SUCCESS)
 		*pitch = row;
 	return result;
@@ -318,29 +342,24 @@ static CUresult allocate_rows(CUdeviceptr *pointer, size_t *pitch, size_t width,
 SIM CUresult cuMemAllocPitch_v2(CUdeviceptr *pointer, size_t *pitch, size_t width, size_t height,
 				unsigned int element)
 {
-	return allocate_rows(pointer, pitch, width, height, element, 0);
+	return allocate_rows(pointer, pitch, width, height, element, false);
 }
 
 SIM CUresult cuMemAllocPitch(CUdeviceptr_v1 *pointer, unsigned int *pitch, unsigned int width,
 			     unsigned int height, unsigned int element)
 {
-#ifdef MAP_32BIT
 	CUdeviceptr wide;
 	size_t row;
 	CUresult result;
 
 	if (!pointer || !pitch)
 		return CUDA_ERROR_INVALID_VALUE;
-	result = allocate_rows(&wide, &row, width, height, element, MAP_32BIT);
+	result = allocate_rows(&wide, &row, width, height, element, true);
 	if (result == CUDA_SUCCESS) {
 		*pointer = (CUdeviceptr_v1)wide;
 		*pitch = (unsigned int)row;
 	}
 	return result;
-#else
-	(void)pointer, (void)pitch, (void)width, (void)height, (void)element;
-	return CUDA_ERROR_NOT_SUPPORTED;
-#endif
 }
 
 SIM CUresult cuMemFree_v2(CUdeviceptr pointer)
