@@ -10,6 +10,9 @@ NATIVE  := build/libvgpu
 ASAN    := build/libvgpu-asan
 TSAN    := build/libvgpu-tsan
 AARCH64 := build/libvgpu-aarch64
+FUZZ    := build/libvgpu-fuzz
+FUZZ_CC ?= clang-19
+FUZZ_SECONDS ?= 60
 LOCK    := $(shell cat requirements/dev.txt pyproject.toml | sha256sum | cut -c1-12)
 VENV    := .venv/.locked-$(LOCK)
 MATRIX_TESTS ?= tests/cluster/test_tables.py tests/cluster/test_simnodes.py tests/cluster/test_claim_status.py \
@@ -21,7 +24,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HAMI_DRA_BUILD_DIR := $(CURDIR)/$(NATIVE)
 
 .PHONY: demo test preflight native tools lint unit contract oracle native-test cluster-test test-chaos \
-        test-matrix test-nightly test-aarch64 aarch64 sanitize bench bench-webhook bench-libvgpu bench-memory bench-compute \
+        test-matrix test-nightly test-aarch64 aarch64 fuzz sanitize bench bench-webhook bench-libvgpu bench-memory bench-compute \
         bench-node gpu-test gpu-bench lock proto clean help
 
 help: ## Show the targets
@@ -110,6 +113,12 @@ aarch64: $(VENV) ## Build libvgpu for aarch64 and check what it needs; needs gcc
 test-aarch64: aarch64 ## The C tests of the aarch64 build; needs qemu-user-static (5 minutes)
 	@ninja -C $(AARCH64) --quiet
 	@meson test -C $(AARCH64) --print-errorlogs --no-rebuild --timeout-multiplier 4
+
+fuzz: $(VENV) ## libFuzzer on what tenants can write, FUZZ_SECONDS=60 for each kind; needs clang-19 libclang-rt-19-dev
+	@test -f $(FUZZ)/build.ninja || \
+	  CC=$(FUZZ_CC) meson setup $(FUZZ) libvgpu -Db_sanitize=address,undefined -Db_lundef=false >/dev/null
+	@ninja -C $(FUZZ) --quiet tests/fuzz-files tests/fuzz-files-for-ever tests/fuzz-limits-for-ever
+	@python libvgpu/tests/fuzz.py $(FUZZ) $(FUZZ_SECONDS)
 
 lint: $(VENV) native ## ruff, mypy, import-linter, clang-format, clang-tidy
 	@echo "==> lint"

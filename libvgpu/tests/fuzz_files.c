@@ -5,7 +5,7 @@
  * GPU. The first byte says which of them it is.
  *
  * Links with -fsanitize=fuzzer as it is; without it, main() below changes good files, and
- * those that it is given. */
+ * those that it is given, or writes them down for libFuzzer to begin with (--seeds DIRECTORY). */
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -92,6 +92,16 @@ static struct vgpu_grant good_grant(void)
 	return grant;
 }
 
+static void end(void)
+{
+	static const char *const names[] = {"region/region", "region/region.shares", "grant",
+					    "region", ""};
+
+	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+		remove(path_of(names[i]));
+	rmdir(root);
+}
+
 static void begin(void)
 {
 	const char *base = getenv("TMPDIR");
@@ -101,21 +111,12 @@ static void begin(void)
 		return;
 	snprintf(root, sizeof(root), "%s/vgpu-fuzz-XXXXXX", base ? base : "/tmp");
 	require(mkdtemp(root) != NULL, "a directory");
+	atexit(end);
 	snprintf(path, sizeof(path), "%s/uid_gpu", root);
 	mkdir(path, 0777);
 	snprintf(path, sizeof(path), "%s/uid_gpu/region", root);
 	mkdir(path, 0777);
 	setenv("LIBCUDA_LOG_LEVEL", "0", 1);
-}
-
-static void end(void)
-{
-	static const char *const names[] = {"region/region", "region/region.shares", "grant",
-					    "region", ""};
-
-	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
-		remove(path_of(names[i]));
-	rmdir(root);
 }
 
 static void load(void)
@@ -306,10 +307,28 @@ static size_t change(uint8_t *data, size_t size, size_t where)
 	return next(8) ? size : 1 + next(size);
 }
 
+static const char *seeds; /* a directory: good inputs are written there, and nothing is tried */
+
+static void write_seed(const uint8_t *data, size_t size)
+{
+	static int number;
+	char path[512];
+	FILE *file;
+
+	snprintf(path, sizeof(path), "%s/good-%d", seeds, number++);
+	file = fopen(path, "we");
+	require(file && fwrite(data, 1, size, file) == size && fclose(file) == 0, path);
+}
+
 static void run_changed(const uint8_t *good, size_t size, int rounds, size_t where)
 {
-	uint8_t *data = malloc(size);
+	uint8_t *data;
 
+	if (seeds) {
+		write_seed(good, size);
+		return;
+	}
+	data = malloc(size);
 	require(data != NULL, "memory");
 	for (int i = 0; i < rounds; i++) {
 		memcpy(data, good, size);
@@ -358,14 +377,15 @@ static void run_regions(void)
 static void run_shares(void)
 {
 	static const uint8_t magic[8] = {'V', 'G', 'P', 'U', 'S', 'H', 'R', 'S'};
-	static uint8_t data[1 + 4 * 512];
-	uint32_t *words = (uint32_t *)(void *)(data + 1);
+	static uint32_t list[4 * 128];
+	static uint8_t data[1 + sizeof(list)];
 
-	data[0] = 2;
-	memcpy(data + 1, magic, sizeof(magic));
+	memcpy(list, magic, sizeof(magic));
 	for (int i = 1; i <= 3; i++) {
-		uint32_t record[128] = {1, 77, 1, 0};
+		uint32_t *record = list + i * 128;
 
+		record[0] = record[2] = 1;
+		record[1] = 77;
 		record[4] = 1 << 20;
 		record[6] = (uint32_t)i;     /* payer */
 		record[7] = 1;               /* taken */
@@ -373,8 +393,9 @@ static void run_shares(void)
 		record[11] = i == 3 ? 1 : 0; /* to */
 		memcpy(&record[16], (uint8_t[]){1, 2, (uint8_t)(i + 2)}, 3);
 		record[32] = 1u << i;
-		memcpy(words + i * 128, record, sizeof(record));
 	}
+	data[0] = 2;
+	memcpy(data + 1, list, sizeof(list));
 	run_changed(data, sizeof(data), 1500, sizeof(data));
 }
 
@@ -391,8 +412,13 @@ static void run_file(const char *path)
 
 int main(int argc, char **argv)
 {
-	atexit(end);
-	for (int i = 1; i < argc; i++)
+	int first = 1;
+
+	if (argc > 2 && strcmp(argv[1], "--seeds") == 0) {
+		seeds = argv[2];
+		first = 3;
+	}
+	for (int i = first; i < argc; i++)
 		run_file(argv[i]);
 	run_grants();
 	run_regions();
