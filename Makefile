@@ -24,7 +24,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HAMI_DRA_BUILD_DIR := $(CURDIR)/$(NATIVE)
 
 .PHONY: demo test preflight native tools lint unit contract oracle native-test cluster-test test-chaos \
-        test-matrix test-nightly test-aarch64 aarch64 fuzz sanitize bench bench-webhook bench-libvgpu bench-memory bench-compute \
+        test-matrix test-nightly test-userlands test-aarch64 aarch64 fuzz sanitize bench bench-webhook bench-libvgpu bench-memory bench-compute \
         bench-node gpu-test gpu-bench lock proto clean help
 
 help: ## Show the targets
@@ -102,6 +102,9 @@ sanitize: $(VENV) native ## The C tests under the address, undefined behaviour a
 	  ninja -C $(NATIVE) --quiet; meson test -C $(NATIVE) --print-errorlogs --no-rebuild --timeout-multiplier 4 \
 	    --wrapper 'valgrind -q --error-exitcode=9 --trace-children=yes' limit virtual arrays ipc; \
 	  else echo "==> No valgrind here: left out"; fi
+
+test-userlands: $(VENV) native ## Programs of four Debian releases with libvgpu and without; needs debootstrap (8 minutes, 2 after that)
+	@python -m tests.userlands
 
 aarch64: $(VENV) ## Build libvgpu for aarch64 and check what it needs; needs gcc-aarch64-linux-gnu
 	@echo "==> libvgpu for aarch64: $(AARCH64)"

@@ -1,0 +1,1 @@
+"""Programs of several userlands, with libvgpu and without: ``make test-userlands``."""
