@@ -24,7 +24,10 @@ struct CUfunc_st {
 	int block[3]; /* cuFuncSetBlockShape */
 	uint64_t ns;  /* cuParamSetv */
 };
+#define HIGHEST_PRIORITY (-5) /* as cards from Volta on have it */
+
 struct CUstream_st {
+	int priority;
 	CUcontext context;
 	uint64_t end_ns;
 	CUgraph graph; /* it is captured into */
@@ -279,7 +282,7 @@ SIM CUresult cuCtxSynchronize_v2(CUcontext context)
 	return CUDA_SUCCESS;
 }
 
-SIM CUresult cuStreamCreate(CUstream *stream, unsigned int flags)
+SIM CUresult cuStreamCreateWithPriority(CUstream *stream, unsigned int flags, int priority)
 {
 	CUcontext context;
 	CUresult result = sim_usable(&context);
@@ -292,6 +295,47 @@ SIM CUresult cuStreamCreate(CUstream *stream, unsigned int flags)
 	if (!*stream)
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	(*stream)->context = context;
+	(*stream)->priority = priority > 0 ? 0 : priority;
+	if (priority < HIGHEST_PRIORITY)
+		(*stream)->priority = HIGHEST_PRIORITY;
+	return CUDA_SUCCESS;
+}
+
+SIM CUresult cuStreamCreate(CUstream *stream, unsigned int flags)
+{
+	return cuStreamCreateWithPriority(stream, flags, 0);
+}
+
+/* Priorities are remembered; which kernel goes first is not simulated. */
+SIM CUresult cuStreamGetPriority(CUstream stream, int *priority)
+{
+	CUcontext current;
+	CUresult result = sim_usable(&current);
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	if (!priority)
+		return CUDA_ERROR_INVALID_VALUE;
+	*priority = (uintptr_t)stream <= 2 ? 0 : stream->priority;
+	return CUDA_SUCCESS;
+}
+
+SIM CUresult cuStreamGetPriority_ptsz(CUstream stream, int *priority)
+{
+	return cuStreamGetPriority(stream, priority);
+}
+
+SIM CUresult cuCtxGetStreamPriorityRange(int *least, int *greatest)
+{
+	CUcontext current;
+	CUresult result = sim_usable(&current);
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	if (least)
+		*least = 0;
+	if (greatest)
+		*greatest = HIGHEST_PRIORITY;
 	return CUDA_SUCCESS;
 }
 
