@@ -105,6 +105,7 @@ sanitize: $(VENV) native ## The C tests under the address, undefined behaviour a
 
 test-userlands: $(VENV) native ## Programs of four Debian releases with libvgpu and without; needs debootstrap (8 minutes, 2 after that)
 	@python -m tests.userlands
+	@python -m tests.userlands.clients
 
 aarch64: $(VENV) ## Build libvgpu for aarch64 and check what it needs; needs gcc-aarch64-linux-gnu
 	@echo "==> libvgpu for aarch64: $(AARCH64)"

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from hami_dra.contract.names import CONTAINER_LIBVGPU, CONTAINER_PRELOAD
 from hami_dra.testing.simgpu import A100
 from tests.userlands.container import PROGRAMS_DIR
 from tests.userlands.injection import MEMORY_MIB
 
 _P: Final = PROGRAMS_DIR
 _WRONG_CLASS: Final = (
-    "ERROR: ld.so: object '/usr/local/lib/vgpu/libvgpu.so' from /etc/ld.so.preload cannot be"
+    f"ERROR: ld.so: object '{CONTAINER_LIBVGPU}' from {CONTAINER_PRELOAD} cannot be"
     " preloaded (wrong ELF class: ELFCLASS64): ignored.\n"
 )
 _LIBJEMALLOC: Final = ("LD_PRELOAD", "libjemalloc.so.2")
@@ -66,6 +67,7 @@ class Program:
         warning: What stderr begins each of its processes with, because of libvgpu.
         expected: What it must print with libvgpu; such a program is not compared with itself
             without the driver, where it could do nothing.
+        held: What the table says of it.
     """
 
     name: str
@@ -74,12 +76,13 @@ class Program:
     user: str | None = None
     warning: str = ""
     expected: str | None = None
+    held: str = "held"
 
     @property
     def seen(self) -> str:
         """Return what the table says if all is well."""
         if self.expected is not None:
-            return "held"
+            return self.held
         return "the loader warns" if self.warning else "same"
 
 
@@ -190,5 +193,13 @@ HELD: Final = (
         expected=f"{_TAKEN}{_TAKEN}total {MEMORY_MIB}, {_REST} MiB: 0\n"
         f"total {MEMORY_MIB}, 1 MiB: 2\n",
     ),
+    Program(
+        name="musl with LD_PRELOAD of libvgpu, which nothing of ours sets",
+        command=("sh", "-c", f"LD_PRELOAD={CONTAINER_LIBVGPU} {_P}/hello-musl 2>&1; echo $?"),
+        expected=(
+            f"Error relocating {CONTAINER_LIBVGPU}: __register_atfork: symbol not found\n127\n"
+        ),
+        held="does not start",
+    ),
 )
-"""These use the card, and are held to the share."""
+"""These are not compared: they use the card and are held to the share, or cannot start."""
