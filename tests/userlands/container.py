@@ -126,7 +126,7 @@ def _lay_mount_points(points: Path, root: Path, mounts: Sequence[BindMount]) -> 
     for mount in mounts:
         if mount.target.startswith("/dev/"):
             continue  # in a file system of its own
-        target = points / _resolve(root, mount.target)
+        target = points / place_in(root, mount.target)
         target.parent.mkdir(parents=True, exist_ok=True)
         if mount.source.is_dir():
             target.mkdir(exist_ok=True)
@@ -134,7 +134,7 @@ def _lay_mount_points(points: Path, root: Path, mounts: Sequence[BindMount]) -> 
             target.touch()
 
 
-def _resolve(root: Path, target: str) -> Path:
+def place_in(root: Path, target: str) -> Path:
     """Return a path below the root, without the links of its directories."""
     done = Path()
     for part in Path(target).parent.parts[1:]:
@@ -183,7 +183,7 @@ def _write_script(places: _Places, mounts: Sequence[BindMount], command: Sequenc
     ]
     for mount in mounts:
         source = shlex.quote(str(mount.source))
-        target = f"{merged}/{shlex.quote(str(_resolve(places.root, mount.target)))}"
+        target = f"{merged}/{shlex.quote(str(place_in(places.root, mount.target)))}"
         if mount.target.startswith("/dev/"):
             lines.append(f"touch {target}")
         lines.append(f"mount --bind {source} {target}")
