@@ -129,7 +129,7 @@ COMPARED: Final = (
         command=("python3", "-B", f"{_P}/processes.py"),
     ),
     Program(
-        name="the same, with LD_PRELOAD of jemalloc",
+        name="the same in Python, with LD_PRELOAD of jemalloc",
         command=("python3", "-B", f"{_P}/processes.py"),
         environment=(_LIBJEMALLOC,),
     ),
@@ -187,7 +187,7 @@ HELD: Final = (
         f"total {MEMORY_MIB}, 1 MiB: 2\n",
     ),
     Program(
-        name="the same, as another user",
+        name="the same in Python, as another user",
         user="65534:65534",
         command=("python3", "-B", f"{_P}/gpu.py", str(_FITS), str(_REST)),
         expected=f"{_TAKEN}{_TAKEN}total {MEMORY_MIB}, {_REST} MiB: 0\n"

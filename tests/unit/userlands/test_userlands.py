@@ -8,6 +8,7 @@ from tests.gpu.table import split_page
 from tests.userlands.container import Outcome, place_in
 from tests.userlands.injection import BindMount, resolve
 from tests.userlands.page import Cell, render_table, write_table
+from tests.userlands.programs import COMPARED, HELD
 from tests.userlands.roots import OLDEST, RELEASES, Release
 
 CELLS = (
@@ -87,3 +88,8 @@ def test_the_table_has_a_row_for_each_program_and_says_what_differs(tmp_path: Pa
 def test_another_set_of_packages_is_another_root() -> None:
     assert len({release.key for release in RELEASES}) == len(RELEASES)
     assert Release(name=OLDEST.name, packages=("git",)).key != OLDEST.key
+
+
+def test_each_program_has_a_row_of_its_own() -> None:
+    names = [program.name for program in (*COMPARED, *HELD)]
+    assert len(set(names)) == len(names)
