@@ -90,6 +90,13 @@ _DEFAULT = NodeSettings(node_name="-")
     help="Where the kernel shows the rights to MIG instances.",
 )
 @click.option(
+    "--cgroups",
+    envvar="HAMI_DRA_CGROUPS",
+    type=_DIRECTORY,
+    default=_DEFAULT.cgroups,
+    help="Where the host's control groups (version 2) are; for limits of the driver's own.",
+)
+@click.option(
     "--mig-dynamic",
     envvar="HAMI_DRA_MIG_DYNAMIC",
     multiple=True,

@@ -15,6 +15,7 @@ from hami_dra.contract.errors import UserError
 from hami_dra.contract.healthconfig import HealthConfig, check_health
 
 OperatingMode = Literal["hami-core", "mig"]
+MemoryBackend = Literal["hooks", "auto", "driver"]
 
 _MOST_SHARES: Final = 10_000
 _MOST_SCALING: Final = 100.0
@@ -60,6 +61,8 @@ class CardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         preconfigured_memory_mib: Memory of cards of which the driver does not say it.
         filter_devices: Cards that are not published.
         mig_profiles: Into what cards may be divided; a card that no entry names, into nothing.
+        memory_backend: Who holds memory limits. "hooks": libvgpu; "auto": the driver as well where
+            it can; "driver": the same, and claims say where it cannot.
     """
 
     operating_mode: OperatingMode | None = msgspec.field(name="operatingmode", default=None)
@@ -73,6 +76,7 @@ class CardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     mig_profiles: tuple[ProfileList, ...] | None = msgspec.field(
         name="migprofileallowlist", default=None
     )
+    memory_backend: MemoryBackend | None = msgspec.field(name="memorybackend", default=None)
 
 
 class NodeEntry(CardConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):

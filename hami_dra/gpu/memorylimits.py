@@ -1,8 +1,7 @@
 """Memory limits that the driver itself holds: of a control group on a card (driver 615).
 
 They bind every process of the group, whatever API it uses, and count all that it has of the card's
-memory but managed memory. Nobody sets them yet: libvgpu holds the limits, and this room says on
-which cards the driver could.
+memory but managed memory. Which are set, and when, `node.driverlimits` decides.
 
 A limit belongs to the container's own group, which exists only after the container was made: one
 on a group above does not reach a group that has the dmem controller itself (NVIDIA, "MPS v3 memory

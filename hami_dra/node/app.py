@@ -12,7 +12,7 @@ within 30 s, and a restart inside that time goes unnoticed.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ from hami_dra.contract.names import DRIVER_NAME, FIELD_MANAGER
 from hami_dra.contract.nodeconfig import NodeConfig
 from hami_dra.gpu.events import NvmlEvents
 from hami_dra.gpu.library import NvmlLibrary
+from hami_dra.gpu.memorylimits import DriverMemoryLimits
 from hami_dra.gpu.mig import NvmlInstances
 from hami_dra.gpu.nvml import NvmlSource
 from hami_dra.gpu.processes import NvmlProcesses
@@ -53,6 +54,7 @@ from hami_dra.node.claimwatch import ClaimWatch, FollowedClaims
 from hami_dra.node.configfile import ConfigFile
 from hami_dra.node.copies import read_copies
 from hami_dra.node.cordon import CordonWatch
+from hami_dra.node.driverlimits import DriverLimits
 from hami_dra.node.gates import Gates
 from hami_dra.node.healthstream import HealthStream
 from hami_dra.node.inventory import Inventory
@@ -64,6 +66,7 @@ from hami_dra.node.recovery import Recovery, RecoveryReport
 from hami_dra.node.settings import NodeSettings
 from hami_dra.node.sharedir import ShareDirectories
 from hami_dra.node.sharemetrics import ShareMetrics
+from hami_dra.policy.driverlimits import DriverHold
 from hami_dra.service.clock import SystemClock
 from hami_dra.service.heap import keep_what_is_there, use_one_arena
 from hami_dra.service.http import Readiness, serve_health
@@ -125,7 +128,14 @@ async def run_node(
         if state is not None:
             loop, config_file = asyncio.get_running_loop(), ConfigFile(settings.config)
             config = await loop.run_in_executor(state.executor, config_file.read)
-            inputs = _Inputs(source, events, NvmlProcesses(library), config_file, config)
+            inputs = _Inputs(
+                source,
+                events,
+                NvmlProcesses(library),
+                DriverMemoryLimits(library, cgroups=settings.cgroups),
+                config_file,
+                config,
+            )
             node = _Node(settings, Api(session), state, readiness, inputs, step)
             registry.register(node.metrics)
             registry.register(node.claim_metrics)
@@ -152,6 +162,7 @@ class _Inputs:
     source: GpuSource
     events: EventSource | None
     processes: NvmlProcesses
+    memory_limits: DriverMemoryLimits
     config_file: ConfigFile
     config: NodeConfig
 
@@ -223,6 +234,17 @@ class _Node:
             interval_seconds=settings.claim_poll_seconds,
             leads=instance.check_lead,
             on_missing=self._note_missing,
+            driver_holds=self._find_holds,
+        )
+        self.driver_limits = DriverLimits(
+            inputs.memory_limits,
+            inputs.processes,
+            self.watch.held,
+            cgroups=settings.cgroups,
+            backend=lambda: offer.rules.memory_backend,
+            context_mib=settings.audit_context_mib,
+            on_change=self.watch.look_again,
+            leads=instance.check_lead,
         )
         self.audit = EnforcementAudit(
             inputs.processes,
@@ -304,6 +326,7 @@ class _Node:
         if settings.audit_seconds:
             supervisor.spawn("audit", self.audit.run())
         supervisor.spawn("arbitration", self.arbitration.run())
+        supervisor.spawn("driver-limits", self.driver_limits.run())
         supervisor.spawn("gates", self.gates.run())
         supervisor.spawn("repair", self.recovery.repair_forever(settings.repair_seconds))
         supervisor.spawn("sweep", self.recovery.sweep_forever())
@@ -332,6 +355,9 @@ class _Node:
 
     def _note_missing(self) -> None:
         self.recovery.note_missing()  # which is made later
+
+    def _find_holds(self, uid: str) -> Mapping[str, DriverHold]:
+        return self.driver_limits.holds(uid)
 
     def _note_lead(self, _: bool) -> None:  # noqa: FBT001 - as `follow_lead` calls it
         self.publisher.refresh()

@@ -28,6 +28,7 @@ from hami_dra.node.ledger import Ledger
 from hami_dra.node.preparer import Preparer
 from hami_dra.policy.audit import HeldClaim, read_pods
 from hami_dra.policy.claimstatus import Situation, describe_devices, is_current, own_entries
+from hami_dra.policy.driverlimits import DriverHold
 from hami_dra.policy.limits import Settled, keep_limits, read_wish
 from hami_dra.service.clock import Clock
 
@@ -95,6 +96,7 @@ class ClaimWatch:
         interval_seconds: How often each claim is looked at.
         leads: Whether this instance is to look. Call `refresh` when the answer changes.
         on_missing: Called when the API server has a claim no more, or seems to.
+        driver_holds: Returns what the driver itself holds of a claim, by card; see `Situation`.
     """
 
     def __init__(
@@ -108,8 +110,10 @@ class ClaimWatch:
         interval_seconds: float,
         leads: Callable[[], Awaitable[bool]] = always_lead,
         on_missing: Callable[[], None] = lambda: None,
+        driver_holds: Callable[[str], Mapping[str, DriverHold]] = lambda _: {},
     ) -> None:
         self._api = api
+        self._driver_holds = driver_holds
         self._leads = leads
         self._on_missing = on_missing
         self._led = True
@@ -134,6 +138,11 @@ class ClaimWatch:
     def forget(self, uid: str) -> None:
         """Look at a claim no more. Idempotent."""
         self._followed.pop(uid, None)
+
+    def look_again(self, uid: str) -> None:
+        """Look at a claim soon, if it is followed: what there is to say of it has changed."""
+        if uid in self._followed:
+            self.note(uid)
 
     def refresh(self) -> None:
         """Ask anew whether this instance is to look."""
@@ -318,7 +327,12 @@ class ClaimWatch:
         binding = settled.binding
         stored = own_entries((claim.get("status") or {}).get("devices") or (), binding)
         now = dt.datetime.fromtimestamp(self._clock.wall(), tz=dt.UTC)
-        situation = Situation(settled, limits=read_wish(claim), lost=self._lost)
+        situation = Situation(
+            settled,
+            limits=read_wish(claim),
+            lost=self._lost,
+            driver_holds=self._driver_holds(binding.claim_uid),
+        )
         wanted = describe_devices(situation, stored, stamp=now.strftime("%Y-%m-%dT%H:%M:%SZ"))
         if not self._storable or is_current(stored, wanted):
             return True

@@ -65,6 +65,11 @@ class Offer:
             if offer.gpu.uuid not in self._lost
         }
 
+    @property
+    def rules(self) -> CardRules:
+        """How cards are offered now."""
+        return self._rules
+
     def dynamic(self) -> frozenset[str]:
         """Return which cards this program divides: UUIDs, indices or "all"."""
         if self._rules.operating_mode == "mig":

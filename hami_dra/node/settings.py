@@ -61,6 +61,9 @@ class NodeSettings:
             kernel's own place; elsewhere only for simulated cards.
         procfs: Where the kernel shows the rights to MIG instances. The kernel's own place;
             elsewhere only for simulated cards.
+        cgroups: Where control groups of version 2 are mounted: the host's own, by the path that
+            the driver knows, since limits of its own are set by path. Elsewhere only for simulated
+            cards.
         mig_dynamic: Cards that this program divides into MIG instances as claims need them: UUIDs,
             indices or "all"; none.
         libvgpu: The library that containers get; copied to `state_dir`, because containers of
@@ -100,6 +103,7 @@ class NodeSettings:
     host_driver_root: Path | None = None
     sysfs: Path = Path("/sys")
     procfs: Path = Path("/proc")
+    cgroups: Path = Path("/sys/fs/cgroup")
     mig_dynamic: tuple[str, ...] = ()
     libvgpu: Path = Path(names.CONTAINER_LIBVGPU)
     config: Path | None = None

@@ -136,7 +136,7 @@ class Auditor:
                 uids = frozenset(pod.uid for pod in pods)
                 claimed |= {(uuid, uid) for uid in uids}
                 devices = [d for c in group for d in c.binding.devices if d.card == uuid]
-                if not pods or not all(_is_limited(device) for device in devices):
+                if not pods or not all(is_limited(device) for device in devices):
                     continue
                 mine = [use for use in uses if use.uuid == uuid and use.pod_uid in uids]
                 used_mib = sum(use.used_mib for use in mine)
@@ -187,7 +187,8 @@ def read_pods(claim: Mapping[str, Any]) -> frozenset[Pod]:
     )
 
 
-def _is_limited(device: BoundDevice) -> bool:
+def is_limited(device: BoundDevice) -> bool:
+    """Whether programs are held to less memory than the card has."""
     return device.controlled and not device.control_disabled and device.memory_mib > 0
 
 

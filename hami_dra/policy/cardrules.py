@@ -9,6 +9,7 @@ from hami_dra.contract.names import DRIVER_NAME
 from hami_dra.contract.nodeconfig import (
     CardConfig,
     DeviceFilter,
+    MemoryBackend,
     NodeConfig,
     OperatingMode,
     ProfileList,
@@ -36,6 +37,7 @@ class CardRules:
         preconfigured_memory_mib: Memory of cards of which the driver does not say it; 0: unknown.
         filter_devices: Cards that are not published.
         mig_profiles: Into what cards are divided; ``None``: all that they can be.
+        memory_backend: Who holds memory limits.
     """
 
     operating_mode: OperatingMode = "hami-core"
@@ -45,6 +47,7 @@ class CardRules:
     preconfigured_memory_mib: int = 0
     filter_devices: DeviceFilter = field(default_factory=DeviceFilter)
     mig_profiles: tuple[ProfileList, ...] | None = None
+    memory_backend: MemoryBackend = "hooks"
 
     def allows_profile(self, gpu: GpuFacts, name: str) -> bool:
         """Whether a card may be divided into parts of a profile."""

@@ -6,22 +6,26 @@ in the allocation is refused; entries go away when the claim is deallocated.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from hami_dra.contract import names
 from hami_dra.contract.limits import digest_limits
+from hami_dra.policy.audit import is_limited
 from hami_dra.policy.binding import Binding, BoundDevice
+from hami_dra.policy.driverlimits import DriverHold
 from hami_dra.policy.limits import Settled
 
 READY: Final = "Ready"
 ENFORCED: Final = "Enforced"
 LIMITS_CHANGED: Final = "LimitsChanged"
+DRIVER_LIMIT: Final = "DriverLimit"
 LIMITS_SEEN: Final = "limitsSeen"
 """Key in the data: `digest_limits` of the annotation that the conditions speak of."""
 
 _LONGEST_MESSAGE: Final = 1024
 _NONE: Final[Mapping[str, Any]] = {}
+_NO_HOLDS: Final[Mapping[str, DriverHold]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +36,14 @@ class Situation:
         lost: UUIDs of cards that the driver does not describe any more.
         settled: The binding, and whether a wish for other limits was refused.
         limits: Text of that wish; ``None`` if there is none.
+        driver_holds: Whether the driver itself holds the containers, by UUID of the card; a card
+            of which there is nothing to say is not there.
     """
 
     settled: Settled
     limits: str | None = None
     lost: Collection[str] = ()
+    driver_holds: Mapping[str, DriverHold] = field(default_factory=lambda: _NO_HOLDS)
 
 
 def describe_devices(
@@ -67,7 +74,7 @@ def describe_devices(
             _date(condition, before.get(condition["type"]), stamp)
             for condition in _list_conditions(device, situation)
         ]
-        entry["data"] = _describe_data(device, situation.limits)
+        entry["data"] = _describe_data(device, situation)
         entries.append(entry)
     return entries
 
@@ -90,15 +97,23 @@ def is_current(stored: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str
     return all(known.get(_key(entry)) == entry for entry in wanted)
 
 
-def name_backend(device: BoundDevice) -> str:
-    """Return who holds a device to its limits."""
+def name_backend(device: BoundDevice, hold: DriverHold | None = None) -> str:
+    """Return who holds a device to its limits.
+
+    Args:
+        device: Of a claim.
+        hold: What there is to say of the driver's own limit, if anything.
+    """
     if device.admin:
         return "none (admin access)"
     if device.mig is not None:
         return "mig"
     if device.exclusive:
         return "none (whole card)"
-    return "none (disabled by the claim)" if device.control_disabled else "libvgpu"
+    if device.control_disabled:
+        return "none (disabled by the claim)"
+    driver = hold is not None and hold.holds and is_limited(device)
+    return "libvgpu, driver" if driver else "libvgpu"
 
 
 def _key(entry: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -114,6 +129,9 @@ def _list_conditions(device: BoundDevice, situation: Situation) -> list[dict[str
         else _condition(READY, "Prepared", f"{_name(device)} is prepared"),
         _say_enforced(device),
     ]
+    hold = situation.driver_holds.get(device.card)
+    if hold is not None and is_limited(device):
+        conditions.append(_condition(DRIVER_LIMIT, hold.reason, hold.message, holds=hold.holds))
     refused = situation.settled.refused
     if refused is not None:
         conditions.append(_condition(LIMITS_CHANGED, "Refused", str(refused), holds=False))
@@ -156,8 +174,9 @@ def _name(device: BoundDevice) -> str:
     return f"{device.mig.label} of card {device.card}"
 
 
-def _describe_data(device: BoundDevice, limits: str | None) -> dict[str, Any]:
-    data: dict[str, Any] = {"uuid": device.uuid, "backend": name_backend(device)}
+def _describe_data(device: BoundDevice, situation: Situation) -> dict[str, Any]:
+    backend = name_backend(device, situation.driver_holds.get(device.card))
+    data: dict[str, Any] = {"uuid": device.uuid, "backend": backend}
     if not device.admin:
         data["memoryMiB"] = _memory(device)
         data["coresPercent"] = device.cores_percent
@@ -168,8 +187,8 @@ def _describe_data(device: BoundDevice, limits: str | None) -> dict[str, Any]:
             "profile": device.mig.label,
             "coresPercent": device.consumed_cores,
         }
-    if limits is not None:
-        data[LIMITS_SEEN] = digest_limits(limits)
+    if situation.limits is not None:
+        data[LIMITS_SEEN] = digest_limits(situation.limits)
     return data
 
 

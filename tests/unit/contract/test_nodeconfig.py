@@ -93,6 +93,7 @@ def test_the_health_of_cards_is_configured_in_camel_case() -> None:
             {"nvidia": {"migProfileAllowlist": [{"models": [""], "profiles": ["1g.6gb"]}]}},
             r"nvidia\.migprofileallowlist\[0\]: has an empty",
         ),
+        ({"nvidia": {"memoryBackend": "mps"}}, "memorybackend"),
         ({"nvidia": {"filterdevices": {"index": [-1]}}}, "nvidia.filterdevices.index: counts"),
         ({"nvidia": {"filterdevices": {"uuid": [""]}}}, "filterdevices.uuid: has an empty"),
         ({"nvidia": {"filterdevices": {"cel": ["true"] * 33}}}, "33 expressions"),

@@ -8,6 +8,7 @@ import pytest
 from hami_dra.contract.errors import UserError
 from hami_dra.contract.limits import digest_limits
 from hami_dra.policy.claimstatus import Situation, describe_devices, is_current, own_entries
+from hami_dra.policy.driverlimits import DriverHold
 from hami_dra.policy.limits import Settled
 from tests.unit.policy_binding.test_limits import bind, device
 
@@ -138,3 +139,25 @@ def test_shares_of_one_card_have_an_entry_each_and_others_entries_are_not_ours()
     assert own_entries([*strangers, *entries], binding) == entries
     moved = replace(binding.devices[0], share_id="share-of-b")
     assert describe_devices(Situation(Settled(bind(moved))), entries, stamp=LATER) == [entries[1]]
+
+
+@pytest.mark.parametrize(
+    ("holds", "backend", "status"),
+    [(True, "libvgpu, driver", "True"), (False, "libvgpu", "False")],
+)
+def test_the_drivers_own_limit_is_told(*, holds: bool, backend: str, status: str) -> None:
+    said = DriverHold("Because", "of that", holds=holds)
+    situation = Situation(Settled(bind(device())), driver_holds={"GPU-0": said})
+    (entry,) = describe_devices(situation, (), stamp=NOW)
+
+    assert conditions(entry)["DriverLimit"] == (status, "Because")
+    assert entry["data"]["backend"] == backend
+
+
+@pytest.mark.parametrize("changes", [{"memory_mib": 0}, {"control_disabled": True}])
+def test_nothing_is_said_of_the_driver_where_nothing_is_limited(changes: dict[str, Any]) -> None:
+    said = {"GPU-0": DriverHold("Held", "held", holds=True)}
+    situation = Situation(Settled(bind(device(**changes))), driver_holds=said)
+    (entry,) = describe_devices(situation, (), stamp=NOW)
+
+    assert "DriverLimit" not in conditions(entry)

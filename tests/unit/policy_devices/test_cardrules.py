@@ -132,3 +132,14 @@ def test_what_is_published_is_what_the_ledger_holds_claims_to(
         assert (int(capacity["cores"]), int(capacity["slots"])) == (offer.capacity.cores, slots)
         assert offer.capacity.memory_mib <= memory_mib * memory * 1.000001
         assert offer.capacity.cores >= 1
+
+
+def test_who_holds_memory_limits_is_chosen_by_node() -> None:
+    file = {
+        "nvidia": {"memoryBackend": "auto"},
+        "nodeconfig": [{"name": "node-1", "memorybackend": "driver"}],
+    }
+
+    assert rules(file).memory_backend == "driver"
+    assert rules(file, node="node-2").memory_backend == "auto"
+    assert rules({}).memory_backend == "hooks"
