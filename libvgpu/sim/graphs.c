@@ -8,6 +8,7 @@
  * Captured from a stream are kernels, cuMemAllocAsync and cuMemFreeAsync.
  */
 #include "graphs.h"
+#include "mps.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -304,7 +305,7 @@ static CUresult run(CUgraphExec exec, CUgraph graph, uint64_t *end)
 	for (CUgraphNode node = graph->nodes; node && result == CUDA_SUCCESS; node = node->next) {
 		if (node->child)
 			result = run(exec, node->child, end);
-		*end += node->disabled ? 0 : node->ns;
+		*end += node->disabled ? 0 : sim_mps_stretch(node->ns);
 		if (node->type == CU_GRAPH_NODE_TYPE_MEM_FREE &&
 		    !sim_graph_give(node->pointer, end))
 			result = CUDA_ERROR_INVALID_VALUE;

@@ -18,6 +18,7 @@
 
 #include "arrays.h"
 #include "graphs.h"
+#include "mps.h"
 #include "mig.h"
 #include "pools.h"
 #include "shares.h"
@@ -110,6 +111,7 @@ SIM CUresult cuInit(unsigned int flags)
 		enumerate();
 		sim_pools_start();
 		sim_faults_start();
+		sim_mps_start();
 		result = device_count ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE;
 		initialised = result == CUDA_SUCCESS;
 		if (initialised && !atfork_set) {
@@ -266,10 +268,13 @@ SIM CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice device)
 			*value = constants[i][1];
 	switch (attribute) {
 	case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT:
-		*value = card->sm_count;
+		*value = sim_mps_multiprocessors(card->sm_count);
 		break;
 	case CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS:
 		*value = !card->managed_stays;
+		break;
+	case CU_DEVICE_ATTRIBUTE_MPS_ENABLED:
+		*value = sim_mps_client;
 		break;
 	case 33:
 		*value = (int)card->pci_bus;

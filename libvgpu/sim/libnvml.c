@@ -325,33 +325,40 @@ SIM nvmlReturn_t nvmlDeviceGetPciInfo_v2(nvmlDevice_t device, struct pci_info_v2
 #define NO_INSTANCE (~0u)
 
 /* Appends the users of a unit, in so far as there is room; returns their number. */
-static unsigned int list_users(int unit, unsigned int instance, nvmlProcessInfo_v2_t *infos,
-			       unsigned int first, unsigned int capacity)
+static unsigned int list_users(int unit, unsigned int instance, bool mps_clients,
+			       nvmlProcessInfo_v2_t *infos, unsigned int first,
+			       unsigned int capacity)
 {
 	struct sim_usage users[SIM_PROCESSES];
-	unsigned int found = sim_users(unit, users, SIM_PROCESSES);
+	unsigned int count = sim_users(unit, users, SIM_PROCESSES), found = 0;
 	unsigned int compute = instance == NO_INSTANCE ? NO_INSTANCE : 0;
 
-	for (unsigned int i = 0; i < found && first + i < capacity; i++)
-		infos[first + i] =
-			(nvmlProcessInfo_v2_t){users[i].pid, users[i].used, instance, compute};
+	for (unsigned int i = 0; i < count; i++) {
+		if (users[i].mps_client != mps_clients)
+			continue;
+		if (first + found < capacity)
+			infos[first + found] = (nvmlProcessInfo_v2_t){users[i].pid, users[i].used,
+								      instance, compute};
+		found++;
+	}
 	return found;
 }
 
-SIM nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *count,
-							 nvmlProcessInfo_v2_t *infos)
+static nvmlReturn_t list_all(nvmlDevice_t device, unsigned int *count, nvmlProcessInfo_v2_t *infos,
+			     bool mps_clients)
 {
 	unsigned int found;
 
 	CHECK(device);
 	if (!count || (*count && !infos))
 		return NVML_ERROR_INVALID_ARGUMENT;
-	found = list_users(device->card, NO_INSTANCE, infos, 0, *count);
+	found = list_users(device->card, NO_INSTANCE, mps_clients, infos, 0, *count);
 	for (int i = 0; !sim_nvml_is_mig(device) && i < SIM_INSTANCES; i++) {
 		const struct sim_instance *instance = &sim_shared()->instances[i];
 
 		if (instance->live && (int)instance->card == device->card)
-			found += list_users(SIM_CARDS + i, instance->id, infos, found, *count);
+			found += list_users(SIM_CARDS + i, instance->id, mps_clients, infos, found,
+					    *count);
 	}
 	if (found > *count) {
 		*count = found;
@@ -361,24 +368,24 @@ SIM nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, un
 	return NVML_SUCCESS;
 }
 
-SIM nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v2(nvmlDevice_t device, unsigned int *count,
-							 nvmlProcessInfo_v2_t *infos)
-{
-	return nvmlDeviceGetComputeRunningProcesses_v3(device, count, infos);
-}
-
-SIM nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device, unsigned int *count,
-						      nvmlProcessInfo_v1_t *infos)
+/* The first version has no instances, and so no parts of cards. */
+static nvmlReturn_t list_whole(nvmlDevice_t device, unsigned int *count,
+			       nvmlProcessInfo_v1_t *infos, bool mps_clients)
 {
 	struct sim_usage users[SIM_PROCESSES];
-	unsigned int found;
+	unsigned int all, found = 0;
 
 	CHECK(device);
 	if (!count || (*count && !infos))
 		return NVML_ERROR_INVALID_ARGUMENT;
-	found = sim_users(device->card, users, SIM_PROCESSES);
-	for (unsigned int i = 0; i < found && i < *count; i++)
-		infos[i] = (nvmlProcessInfo_v1_t){users[i].pid, users[i].used};
+	all = sim_users(device->card, users, SIM_PROCESSES);
+	for (unsigned int i = 0; i < all; i++) {
+		if (users[i].mps_client != mps_clients)
+			continue;
+		if (found < *count)
+			infos[found] = (nvmlProcessInfo_v1_t){users[i].pid, users[i].used};
+		found++;
+	}
 	if (found > *count) {
 		*count = found;
 		return NVML_ERROR_INSUFFICIENT_SIZE;
@@ -386,6 +393,25 @@ SIM nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device, unsig
 	*count = found;
 	return NVML_SUCCESS;
 }
+
+#define LIST_PROCESSES(name, mps_clients)                                                          \
+	SIM nvmlReturn_t name##_v3(nvmlDevice_t device, unsigned int *count,                       \
+				   nvmlProcessInfo_v2_t *infos)                                    \
+	{                                                                                          \
+		return list_all(device, count, infos, mps_clients);                                \
+	}                                                                                          \
+	SIM nvmlReturn_t name##_v2(nvmlDevice_t device, unsigned int *count,                       \
+				   nvmlProcessInfo_v2_t *infos)                                    \
+	{                                                                                          \
+		return list_all(device, count, infos, mps_clients);                                \
+	}                                                                                          \
+	SIM nvmlReturn_t name(nvmlDevice_t device, unsigned int *count,                            \
+			      nvmlProcessInfo_v1_t *infos)                                         \
+	{                                                                                          \
+		return list_whole(device, count, infos, mps_clients);                              \
+	}
+LIST_PROCESSES(nvmlDeviceGetComputeRunningProcesses, false)
+LIST_PROCESSES(nvmlDeviceGetMPSComputeRunningProcesses, true)
 
 #define NO_PROCESSES(name, info)                                                                   \
 	SIM nvmlReturn_t name(nvmlDevice_t device, unsigned int *count, info *infos)               \
@@ -400,9 +426,6 @@ SIM nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device, unsig
 NO_PROCESSES(nvmlDeviceGetGraphicsRunningProcesses, nvmlProcessInfo_v1_t)
 NO_PROCESSES(nvmlDeviceGetGraphicsRunningProcesses_v2, nvmlProcessInfo_v2_t)
 NO_PROCESSES(nvmlDeviceGetGraphicsRunningProcesses_v3, nvmlProcessInfo_v2_t)
-NO_PROCESSES(nvmlDeviceGetMPSComputeRunningProcesses, nvmlProcessInfo_v1_t)
-NO_PROCESSES(nvmlDeviceGetMPSComputeRunningProcesses_v2, nvmlProcessInfo_v2_t)
-NO_PROCESSES(nvmlDeviceGetMPSComputeRunningProcesses_v3, nvmlProcessInfo_v2_t)
 
 struct utilization {
 	unsigned int gpu, memory;

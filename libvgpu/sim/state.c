@@ -27,6 +27,7 @@ static uint64_t config_checked_ns;
 static bool loaded, atfork_set;
 static struct sim_state *state;
 static struct sim_process *self;
+bool sim_mps_client;
 static int self_fd = -1, pids_fd = -1;
 static __thread uint64_t waited_ns;
 int (*sim_before_taking)(void);
@@ -301,6 +302,7 @@ static int join(int fd)
 	memset(self, 0, sizeof(*self));
 	self->pid = (uint32_t)getpid();
 	self->pid_namespace = pid_namespace();
+	self->mps_client = sim_mps_client;
 	sim_cgroup_of_self(self->cgroup);
 	self->live = 1;
 	return 0;
@@ -553,7 +555,8 @@ static unsigned int census(int card, struct sim_usage *users, unsigned int capac
 		if (!pid)
 			continue; /* not to be seen from this namespace */
 		if (users && count < capacity)
-			users[count] = (struct sim_usage){pid, bytes, sim_percent_of(use)};
+			users[count] = (struct sim_usage){pid, bytes, sim_percent_of(use),
+							  process->mps_client != 0};
 		count++;
 	}
 	if (fd >= 0)

@@ -75,6 +75,7 @@ struct sim_use { /* of one card by one process */
 
 struct sim_process {
 	uint32_t live, pid;
+	uint32_t mps_client, pad;
 	uint64_t pid_namespace;
 	char cgroup[SIM_CGROUP]; /* when it first used a card; full path */
 	struct sim_use cards[SIM_UNITS];
@@ -121,6 +122,7 @@ bool sim_visible(int card);
 uint64_t sim_now_ns(void);
 void sim_path(char *path, size_t size, const char *name);
 
+extern bool sim_mps_client;              /* of the Multi-Process Service; since cuInit */
 extern int (*sim_before_taking)(void);   /* NULL, or says why memory cannot be taken */
 int sim_alloc(int card, uint64_t bytes); /* 0, -ENOMEM or another errno */
 void sim_free(int card, uint64_t bytes);
@@ -137,6 +139,7 @@ struct sim_usage {
 	uint32_t pid;
 	uint64_t used;
 	unsigned int busy_percent;
+	bool mps_client;
 };
 uint64_t sim_used(int card);
 uint64_t sim_on_host(int card);

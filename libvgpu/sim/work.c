@@ -12,6 +12,7 @@
 #include <time.h>
 
 #include "graphs.h"
+#include "mps.h"
 #include "pools.h"
 #include "state.h"
 #include "work.h"
@@ -124,7 +125,7 @@ SIM CUresult cuLaunchKernel(CUfunction function, unsigned int gx, unsigned int g
 	now = sim_now_ns();
 	end = sim_stream_end(context, stream);
 	from = *end > now ? *end : now;
-	*end = from + ns;
+	*end = from + sim_mps_stretch(ns);
 	if (*end > context->end_ns)
 		context->end_ns = *end;
 	sim_busy(context->card, from, *end);

@@ -136,6 +136,12 @@ bool vgpu_part_spills(const struct vgpu_part *part)
 	       part->grant->device_count <= VGPU_SPILL_DEVICES;
 }
 
+bool vgpu_part_is_served(const struct vgpu_part *part)
+{
+	return __atomic_load_n(&part->grant->devices[part->index].flags, __ATOMIC_RELAXED) &
+	       VGPU_GRANT_MPS;
+}
+
 static uint64_t packed(struct vgpu_rate rate)
 {
 	return rate.permille | (uint64_t)rate.first << 15 | rate.burst_ns << 16;

@@ -73,13 +73,17 @@ struct vgpu_grants *vgpu_grants(void)
 VGPU_EXPORT CUresult cuInit(unsigned int flags)
 {
 	__typeof__(&cuInit) real = VGPU_REAL(cuInit);
+	uint32_t percent;
 	CUresult result;
 
 	if (!real)
 		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
 	if (vgpu_init() == VGPU_BROKEN)
 		return CUDA_ERROR_NOT_INITIALIZED;
+	percent = vgpu_mps_read();
 	result = real(flags);
+	if (result == CUDA_SUCCESS)
+		vgpu_mps_started(percent);
 	if (result == CUDA_SUCCESS && vgpu_started(VGPU_CUDA) == VGPU_BROKEN)
 		return CUDA_ERROR_NOT_INITIALIZED;
 	return result;

@@ -67,6 +67,8 @@ bool vgpu_pace_wanted(void)
 /* The grants of a card add up; if one is not limited, the card is not. */
 static bool make_bill(struct vgpu_card *card, struct vgpu_bill *bill)
 {
+	bool served = true;
+
 	bill->count = card->part_count;
 	bill->rate = (struct vgpu_rate){0};
 	for (unsigned int i = 0; i < card->part_count; i++) {
@@ -77,9 +79,12 @@ static bool make_bill(struct vgpu_card *card, struct vgpu_bill *bill)
 		bill->devices[i] = &card->parts[i].view->map->devices[card->parts[i].index];
 		bill->rate.permille += rate.permille;
 		bill->rate.first |= rate.first;
+		served &= vgpu_part_is_served(&card->parts[i]);
 		if (rate.burst_ns > bill->rate.burst_ns)
 			bill->rate.burst_ns = rate.burst_ns;
 	}
+	if (served) /* in space; what of the limit is left is held in time */
+		bill->rate.permille = bill->rate.permille * 100 / vgpu_mps_percent(card);
 	return bill->rate.permille && bill->rate.permille < VGPU_UNLIMITED_PERMILLE;
 }
 

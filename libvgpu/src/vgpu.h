@@ -80,6 +80,7 @@ void vgpu_log(int level, const char *format, ...) __attribute__((format(printf, 
 
 /* ---- root.c: the one difference between the product and the library under test */
 const char *vgpu_grant_root(void);
+const char *vgpu_mps_pipes(void);
 bool vgpu_grant_must_be_readonly(void);
 
 /* ---- region.c, slots.c */
@@ -133,6 +134,7 @@ void vgpu_grants_add(struct vgpu_grants *grants, const struct vgpu_grant *grant,
 uint64_t vgpu_part_limit(struct vgpu_part *part);
 struct vgpu_rate vgpu_part_rate(struct vgpu_part *part);
 bool vgpu_part_spills(const struct vgpu_part *part);
+bool vgpu_part_is_served(const struct vgpu_part *part); /* by MPS */
 bool vgpu_uuid_parse(const char *text, size_t size, uint8_t uuid[16]);
 
 /* ---- limits.c */
@@ -167,6 +169,11 @@ void vgpu_count_driver_oom(struct vgpu_card *card);
 void vgpu_count_unhooked(void);
 /* false = the card is not limited; else its limit and what is used of it */
 bool vgpu_card_usage(struct vgpu_card *card, uint64_t *limit, uint64_t *used);
+
+/* ---- mps.c: what of a card MPS leaves this process */
+uint32_t vgpu_mps_read(void); /* just before the driver's cuInit */
+void vgpu_mps_started(uint32_t percent);
+uint32_t vgpu_mps_percent(const struct vgpu_card *card);
 
 /* ---- spill.c: when the card is full and the limit is not reached */
 bool vgpu_card_spills(struct vgpu_card *card);

@@ -31,7 +31,7 @@
 
 #define VGPU_GRANT_MAGIC "VGPUGRNT" /* 8 bytes, no NUL */
 #define VGPU_GRANT_ABI_MAJOR 1
-#define VGPU_GRANT_ABI_MINOR 2 /* 1: policy, priority, ceiling, burst, ALONE; 2: SPILL */
+#define VGPU_GRANT_ABI_MINOR 3 /* 1: policy, priority, ceiling, burst, ALONE; 2: SPILL; 3: MPS */
 #define VGPU_MAX_DEVICES 32
 #define VGPU_UUID_SIZE 48
 
@@ -44,6 +44,9 @@
  * host (managed memory). Without a limit, or with more than VGPU_SPILL_DEVICES devices, it
  * has no effect. */
 #define VGPU_GRANT_SPILL 4u
+/* Device flag: the node serves the card by MPS, so cores_percent may hold in space: what a
+ * client's active thread percentage leaves it is not held back in time as well. */
+#define VGPU_GRANT_MPS 8u
 
 /* When compute is limited: as HAMi's GPU_CORE_UTILIZATION_POLICY. */
 #define VGPU_POLICY_DEFAULT 0u /* unless ALONE */
