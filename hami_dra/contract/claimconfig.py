@@ -12,6 +12,7 @@ from hami_dra.contract.errors import UserError
 from hami_dra.contract.names import CONFIG_API_VERSION, CONFIG_KIND
 
 CorePolicy = Literal["default", "force", "disable"]
+ComputeBackend = Literal["hooks", "mps"]
 _MOST_PRIORITY: Final = 2**31 - 1
 _WHOLE_PERCENT: Final = 100
 _LONGEST_BURST_MS: Final = 1000
@@ -37,6 +38,8 @@ class ShareConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         disable_control: Hand out the share, but hold nobody to it (CUDA_DISABLE_CONTROL).
         oversubscription: What the card has no room for may lie in the host's memory, up to the
             limit (CUDA_OVERSUBSCRIBE).
+        compute_backend: Who holds compute: libvgpu in time, or NVIDIA's MPS in space. ``None``:
+            what the node does by default.
     """
 
     api_version: Literal["gpu.project-hami.io/v1alpha1"] = msgspec.field(name="apiVersion")
@@ -49,6 +52,7 @@ class ShareConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     core_burst_ms: int | None = msgspec.field(name="coreBurstMs", default=None)
     disable_control: bool = msgspec.field(name="disableControl", default=False)
     oversubscription: bool = False
+    compute_backend: ComputeBackend | None = msgspec.field(name="computeBackend", default=None)
 
 
 def decode_share_config(parameters: object, *, field: str) -> ShareConfig:

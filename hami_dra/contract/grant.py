@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MAGIC = b"VGPUGRNT"
 ABI_MAJOR = 1
-ABI_MINOR = 2
+ABI_MINOR = 3
 MAX_DEVICES = 32
 HEADER_SIZE = 256
 DEVICE_SIZE = 128
@@ -23,6 +23,7 @@ FILE_SIZE = HEADER_SIZE + MAX_DEVICES * DEVICE_SIZE
 CONTROL_DISABLED = 1
 ALONE = 2
 SPILL = 4
+MPS = 8
 
 HEADER_OFFSETS = {
     "magic": 0,
@@ -68,6 +69,7 @@ class GrantDevice:
         ceiling_percent: What it is lifted to, also under "force"; 0 = the whole card.
         burst_ms: How much wall time of an unused share can be saved up; 0 = libvgpu's 10 ms.
         spill: Below the limit, what the card has no room for may be memory of the host.
+        mps: The node serves the card by MPS: what that holds in space is not held in time as well.
     """
 
     uuid: str
@@ -81,6 +83,7 @@ class GrantDevice:
     ceiling_percent: int = 0
     burst_ms: int = 0
     spill: bool = False
+    mps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +162,8 @@ def encode_grant(grant: Grant) -> bytes:
                 device.cores_percent,
                 device.control_disabled * CONTROL_DISABLED
                 | device.alone * ALONE
-                | device.spill * SPILL,
+                | device.spill * SPILL
+                | device.mps * MPS,
                 _field(f"{where}.share_id", device.share_id, 40),
                 _POLICIES.index(device.core_policy),
                 0 if device.priority is None else priority + 1,
@@ -216,6 +220,7 @@ def decode_grant(data: bytes) -> Grant:
                 ceiling_percent=ceiling,
                 burst_ms=burst,
                 spill=bool(flags & SPILL),
+                mps=bool(flags & MPS),
             )
         )
     return Grant(

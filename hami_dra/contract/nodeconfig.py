@@ -38,6 +38,23 @@ class DeviceFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cel: tuple[str, ...] = ()
 
 
+class MpsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Cards that a daemon of NVIDIA's Multi-Process Service serves, which the operator runs.
+
+    Attributes:
+        pipe_directory: The daemon's CUDA_MPS_PIPE_DIRECTORY on the host.
+        shm_directory: The daemon's /dev/shm on the host, if containers are to have it; "": they
+            keep their own, which is right where daemon and containers share the host's IPC.
+        uuid: Cards that it serves; none: all of the node.
+        default: Whether claims that do not choose are served.
+    """
+
+    pipe_directory: str = msgspec.field(name="pipedirectory")
+    shm_directory: str = msgspec.field(name="shmdirectory", default="")
+    uuid: tuple[str, ...] = ()
+    default: bool = False
+
+
 class ProfileList(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Profiles into which cards of some models may be divided.
 
@@ -63,6 +80,7 @@ class CardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         mig_profiles: Into what cards may be divided; a card that no entry names, into nothing.
         memory_backend: Who holds memory limits. "hooks": libvgpu; "auto": the driver as well where
             it can; "driver": the same, and claims say where it cannot.
+        mps: Which cards MPS serves; none.
     """
 
     operating_mode: OperatingMode | None = msgspec.field(name="operatingmode", default=None)
@@ -77,6 +95,7 @@ class CardConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         name="migprofileallowlist", default=None
     )
     memory_backend: MemoryBackend | None = msgspec.field(name="memorybackend", default=None)
+    mps: MpsConfig | None = None
 
 
 class NodeEntry(CardConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -149,6 +168,8 @@ def _fold_cards(value: Any, field: str) -> Any:
     folded = _fold(value, field)
     if isinstance(folded, dict) and "filterdevices" in folded:
         folded["filterdevices"] = _fold(folded["filterdevices"], f"{field}.filterdevices")
+    if isinstance(folded, dict) and "mps" in folded:
+        folded["mps"] = _fold(folded["mps"], f"{field}.mps")
     if isinstance(folded, dict) and isinstance(lists := folded.get("migprofileallowlist"), list):
         where = f"{field}.migprofileallowlist"
         folded["migprofileallowlist"] = [
@@ -193,9 +214,22 @@ def _check_cards(cards: CardConfig, field: str) -> None:
             f"has {len(chosen.cel)} expressions; {_MOST_EXPRESSIONS} are allowed",
             field=f"{field}.filterdevices.cel",
         )
+    if cards.mps is not None:
+        _check_mps(cards.mps, f"{field}.mps")
     for index, each in enumerate(cards.mig_profiles or ()):
         if not (each.models and each.profiles and all((*each.models, *each.profiles))):
             raise UserError(
                 "has an empty list or an empty name; name models and their profiles",
                 field=f"{field}.migprofileallowlist[{index}]",
             )
+
+
+def _check_mps(mps: MpsConfig, field: str) -> None:
+    paths = (("pipedirectory", mps.pipe_directory), ("shmdirectory", mps.shm_directory))
+    for name, path in paths:
+        if (path or name == "pipedirectory") and not path.startswith("/"):
+            raise UserError(
+                f"is {path!r}; write an absolute path of the host", field=f"{field}.{name}"
+            )
+    if not all(mps.uuid):
+        raise UserError("has an empty name", field=f"{field}.uuid")

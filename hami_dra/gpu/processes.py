@@ -118,15 +118,16 @@ class NvmlProcesses:
         try:
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             uuid = nvml.nvmlDeviceGetUUID(handle)
-            for listing in (
-                nvml.nvmlDeviceGetComputeRunningProcesses,
-                nvml.nvmlDeviceGetGraphicsRunningProcesses,
-            ):
-                for process in listing(handle):
-                    # A process that does both is in both lists, with the same number.
-                    amount = process.usedGpuMemory  # None: the driver does not know
-                    if amount is not None:
-                        used[int(process.pid)] = max(used.get(int(process.pid), 0), int(amount))
+            listed = [
+                *nvml.nvmlDeviceGetComputeRunningProcesses(handle),
+                *nvml.nvmlDeviceGetGraphicsRunningProcesses(handle),
+                *self._list_served(nvml, handle),
+            ]
+            for process in listed:
+                # A process that does several things is in several lists, with the same number.
+                amount = process.usedGpuMemory  # None: the driver does not know
+                if amount is not None:
+                    used[int(process.pid)] = max(used.get(int(process.pid), 0), int(amount))
         except nvml.NVMLError:
             return  # a card that fell off the bus has no processes
         uuid = uuid.decode(errors="replace") if isinstance(uuid, bytes) else str(uuid)
@@ -142,6 +143,15 @@ class NvmlProcesses:
                 start_ticks=self._find_start(pid),
                 pid_namespace=self._find_namespace(pid),
             )
+
+    def _list_served(self, nvml: Any, handle: Any) -> list[Any]:
+        """Return the clients of an MPS daemon; none where the driver knows no such list."""
+        try:
+            return list(nvml.nvmlDeviceGetMPSComputeRunningProcesses(handle))
+        except nvml.NVMLError as error:
+            if self._library.is_unsupported(error):
+                return []
+            raise
 
     def _read_busy(self, nvml: Any, handle: Any, uuid: str) -> dict[int, int] | None:
         """Return percent of the card's time by process; ``None`` where the driver cannot tell."""

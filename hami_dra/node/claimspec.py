@@ -75,9 +75,10 @@ def render_claim(
                         if device.controlled
                         else ()
                     ),
+                    *_mount_service(device),
                 ),
                 nodes=(*nodes, *_find_nodes(device, procfs)),
-                environment=_NO_VENDOR_INJECTION,
+                environment=(*_NO_VENDOR_INJECTION, *_serve(record.binding, device)),
             ),
         )
         for name, device in zip(name_devices(record.binding), record.binding.devices, strict=True)
@@ -101,6 +102,29 @@ def _inject(paths: Sequence[InjectPath]) -> tuple[tuple[DeviceNode, ...], tuple[
         else:
             mounts.append(Mount(str(path.host), path.container, read_only=path.read_only))
     return tuple(nodes), tuple(mounts)
+
+
+def _serve(binding: Binding, device: BoundDevice) -> tuple[tuple[str, str], ...]:
+    """Return what makes programs clients of the node's MPS daemon.
+
+    A process has one percentage for all cards. The largest of the claim's is equal on all of them,
+    so that containers get it whichever device comes last; libvgpu holds the others to the rest.
+    """
+    if device.mps is None:
+        return ()
+    pipes = ("CUDA_MPS_PIPE_DIRECTORY", names.CONTAINER_MPS_PIPES)
+    percent = max(each.thread_percent for each in binding.devices if each.mps is not None)
+    return (pipes, ("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", str(percent)))
+
+
+def _mount_service(device: BoundDevice) -> tuple[Mount, ...]:
+    if device.mps is None:
+        return ()
+    # Clients make files of their own in both.
+    shared = Mount(device.mps.pipe_directory, names.CONTAINER_MPS_PIPES, read_only=False)
+    if not device.mps.shm_directory:
+        return (shared,)
+    return shared, Mount(device.mps.shm_directory, names.CONTAINER_SHM, read_only=False)
 
 
 def _find_nodes(device: BoundDevice, procfs: Path) -> tuple[DeviceNode, ...]:

@@ -234,6 +234,7 @@ def _grant_device(device: BoundDevice) -> GrantDevice:
         ceiling_percent=device.ceiling_percent,
         burst_ms=device.burst_ms,
         spill=device.oversubscription,
+        mps=device.mps is not None,
     )
 
 

@@ -51,6 +51,19 @@ class BoundPart:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BoundService:
+    """The MPS daemon that a share's programs are clients of.
+
+    Attributes:
+        pipe_directory: Of the host.
+        shm_directory: Of the host; "": containers keep their own /dev/shm.
+    """
+
+    pipe_directory: str
+    shm_directory: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BoundDevice:
     """One result of the allocation, understood.
 
@@ -77,6 +90,7 @@ class BoundDevice:
         subrequest: "small" of "g/small"; "" where the request has no alternatives.
         mig: What of the card it is, if the card is divided; `uuid` is then the device's and
             `minor` the card's.
+        mps: Who holds compute in space; ``None``: libvgpu does in time.
     """
 
     request: str
@@ -100,6 +114,13 @@ class BoundDevice:
     burst_ms: int = 0
     oversubscription: bool = False
     mig: BoundPart | None = None
+    mps: BoundService | None = None
+
+    @property
+    def thread_percent(self) -> int:
+        """Part of the card's multiprocessors that MPS leaves each of its processes; 100 = all."""
+        limited = not self.control_disabled and self.core_policy != "disable"
+        return (self.cores_percent or CORES_PER_CARD) if limited else CORES_PER_CARD
 
     @property
     def controlled(self) -> bool:
@@ -288,6 +309,24 @@ def _bind_result(
         ceiling_percent=(config.core_ceiling_percent or 0) if config else 0,
         burst_ms=(config.core_burst_ms or 0) if config else 0,
         oversubscription=config.oversubscription if config else False,
+        mps=_choose_service(offer, config, config_field),
+    )
+
+
+def _choose_service(
+    offer: CardOffer, config: ShareConfig | None, field: str
+) -> BoundService | None:
+    wanted = config.compute_backend if config else None
+    if wanted == "mps" and offer.mps is None:
+        raise UserError(
+            f'is "mps", but this node serves card {offer.gpu.uuid} by no MPS daemon; leave it out, '
+            "or select cards with the attribute mps",
+            field=f"{field}.computeBackend",
+        )
+    if offer.mps is None or wanted == "hooks" or (wanted is None and not offer.mps.default):
+        return None
+    return BoundService(
+        pipe_directory=offer.mps.pipe_directory, shm_directory=offer.mps.shm_directory
     )
 
 

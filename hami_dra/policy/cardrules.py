@@ -10,6 +10,7 @@ from hami_dra.contract.nodeconfig import (
     CardConfig,
     DeviceFilter,
     MemoryBackend,
+    MpsConfig,
     NodeConfig,
     OperatingMode,
     ProfileList,
@@ -18,6 +19,7 @@ from hami_dra.policy.devices import (
     CORES_PER_CARD,
     CardCapacity,
     CardOffer,
+    CardService,
     GpuFacts,
     describe_offer,
 )
@@ -38,6 +40,7 @@ class CardRules:
         filter_devices: Cards that are not published.
         mig_profiles: Into what cards are divided; ``None``: all that they can be.
         memory_backend: Who holds memory limits.
+        mps: Which cards MPS serves; ``None``: none.
     """
 
     operating_mode: OperatingMode = "hami-core"
@@ -48,6 +51,7 @@ class CardRules:
     filter_devices: DeviceFilter = field(default_factory=DeviceFilter)
     mig_profiles: tuple[ProfileList, ...] | None = None
     memory_backend: MemoryBackend = "hooks"
+    mps: MpsConfig | None = None
 
     def allows_profile(self, gpu: GpuFacts, name: str) -> bool:
         """Whether a card may be divided into parts of a profile."""
@@ -98,8 +102,19 @@ def offer_card(gpu: GpuFacts, rules: CardRules) -> CardOffer:
             cores=max(1, int(CORES_PER_CARD * rules.core_scaling)),
             slots=rules.split_count,
         ),
+        mps=_find_service(gpu, rules.mps),
     )
     return replace(offer, hidden=_find_reason(offer, rules))
+
+
+def _find_service(gpu: GpuFacts, mps: MpsConfig | None) -> CardService | None:
+    if mps is None or (mps.uuid and gpu.uuid not in mps.uuid):
+        return None
+    return CardService(
+        pipe_directory=mps.pipe_directory,
+        shm_directory=mps.shm_directory,
+        default=mps.default,
+    )
 
 
 def _find_reason(offer: CardOffer, rules: CardRules) -> str:

@@ -113,7 +113,8 @@ def name_backend(device: BoundDevice, hold: DriverHold | None = None) -> str:
     if device.control_disabled:
         return "none (disabled by the claim)"
     driver = hold is not None and hold.holds and is_limited(device)
-    return "libvgpu, driver" if driver else "libvgpu"
+    others = (["driver"] if driver else []) + (["mps"] if device.mps is not None else [])
+    return ", ".join(["libvgpu", *others])
 
 
 def _key(entry: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -160,7 +161,8 @@ def _say_enforced(device: BoundDevice) -> dict[str, str]:
         ENFORCED,
         "Libvgpu",
         f"libvgpu holds the containers to {_memory(device)} MiB of the card"
-        + (", some of them in the host's memory when it is full" if spills else ""),
+        + (", some of them in the host's memory when it is full" if spills else "")
+        + (f", MPS to {device.thread_percent} % of its multiprocessors" if device.mps else ""),
     )
 
 

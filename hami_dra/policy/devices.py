@@ -77,6 +77,21 @@ class CardCapacity:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CardService:
+    """The daemon of NVIDIA's Multi-Process Service that serves a card.
+
+    Attributes:
+        pipe_directory: Of the host, with the daemon's pipes.
+        shm_directory: Of the host, its /dev/shm; "": containers keep their own.
+        default: Whether claims that do not choose are served.
+    """
+
+    pipe_directory: str
+    shm_directory: str = ""
+    default: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CardOffer:
     """A card as the node offers it: what is published, and what the ledger holds claims to.
 
@@ -84,11 +99,13 @@ class CardOffer:
         gpu: The card; its memory is the physical one.
         capacity: What all claims together may take of it.
         hidden: Why it is not published; "" when it is. Claims that hold it stay.
+        mps: Who serves its shares, if they want; ``None``: nobody.
     """
 
     gpu: GpuFacts
     capacity: CardCapacity
     hidden: str = ""
+    mps: CardService | None = None
 
 
 def offer_whole(gpu: GpuFacts, *, split_count: int) -> CardOffer:
@@ -187,6 +204,8 @@ def describe_offer(offer: CardOffer) -> dict[str, Any]:
     attributes = describe_attributes(gpu)
     if capacity.memory_mib != gpu.memory_mib:
         attributes[names.ATTR_PHYSICAL_MEMORY] = {"int": gpu.memory_mib}
+    if offer.mps is not None:
+        attributes[names.ATTR_MPS] = {"bool": True}
     return {
         "name": name_device(gpu.uuid),
         "allowMultipleAllocations": True,

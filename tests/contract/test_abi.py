@@ -21,7 +21,7 @@ GRANT = grant.Grant(
     request="gpu",
     devices=(
         grant.GrantDevice(UUID, 3000 << 20, 30, share_id="share-1"),
-        grant.GrantDevice("GPU-b", 0, 0, control_disabled=True, spill=True),
+        grant.GrantDevice("GPU-b", 0, 0, control_disabled=True, spill=True, mps=True),
         grant.GrantDevice(
             "GPU-c",
             0,

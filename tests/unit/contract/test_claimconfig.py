@@ -25,6 +25,7 @@ def test_every_field_travels() -> None:
         "coreBurstMs": 25,
         "disableControl": True,
         "oversubscription": True,
+        "computeBackend": "mps",
     }
     config = decode_share_config(everything, field="x")
 
@@ -32,6 +33,7 @@ def test_every_field_travels() -> None:
     assert (config.core_ceiling_percent, config.core_burst_ms) == (60, 25)
     assert config.disable_control
     assert config.oversubscription
+    assert config.compute_backend == "mps"
     assert encode_share_config(config) == everything
     assert encode_share_config(decode_share_config(KIND, field="x")) == KIND
 
@@ -60,6 +62,7 @@ def test_every_field_travels() -> None:
         ({**KIND, "memoryLimitMiB": "1"}, "Expected `int | null`"),
         ({**KIND, "memoryLimitMiB": 0}, "at least 1 MiB"),
         ({**KIND, "oversubscription": "yes"}, "Expected `bool`"),
+        ({**KIND, "computeBackend": "green"}, "computeBackend"),
         ({"kind": "ShareConfig"}, "missing required field `apiVersion`"),
         ({**KIND, "kind": "GpuConfig"}, "Invalid enum value 'GpuConfig'"),
         (["a"], "Expected `object`"),

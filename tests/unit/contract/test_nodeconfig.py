@@ -94,6 +94,13 @@ def test_the_health_of_cards_is_configured_in_camel_case() -> None:
             r"nvidia\.migprofileallowlist\[0\]: has an empty",
         ),
         ({"nvidia": {"memoryBackend": "mps"}}, "memorybackend"),
+        ({"nvidia": {"mps": {}}}, "pipedirectory"),
+        ({"nvidia": {"mps": {"pipeDirectory": "run"}}}, r"nvidia\.mps\.pipedirectory: is 'run'"),
+        (
+            {"nvidia": {"mps": {"pipeDirectory": "/a", "shmDirectory": "b"}}},
+            r"nvidia\.mps\.shmdirectory: is 'b'",
+        ),
+        ({"nvidia": {"mps": {"pipeDirectory": "/a", "uuid": [""]}}}, r"nvidia\.mps\.uuid: has"),
         ({"nvidia": {"filterdevices": {"index": [-1]}}}, "nvidia.filterdevices.index: counts"),
         ({"nvidia": {"filterdevices": {"uuid": [""]}}}, "filterdevices.uuid: has an empty"),
         ({"nvidia": {"filterdevices": {"cel": ["true"] * 33}}}, "33 expressions"),

@@ -38,6 +38,7 @@ class FakeNvml:
         self.open = 0
         self.samples: list[Any] | NvmlError = []
         self.since: list[int] = []
+        self.served: dict[int, int] | None = None
 
     def nvmlInit(self) -> None:
         if self.gate is not None:
@@ -65,6 +66,11 @@ class FakeNvml:
 
     def nvmlDeviceGetGraphicsRunningProcesses(self, handle: int) -> list[Any]:
         return self._list(handle, 1)
+
+    def nvmlDeviceGetMPSComputeRunningProcesses(self, handle: int) -> list[Any]:
+        if self.served is None or handle:
+            raise NvmlError("Function Not Found", value=13)
+        return [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in self.served.items()]
 
     def nvmlDeviceGetProcessUtilization(self, handle: int, since: int) -> list[Any]:
         assert handle == 0
@@ -179,3 +185,14 @@ async def test_a_driver_that_hangs_is_asked_once(tmp_path: Path) -> None:
     with pytest.raises(RetryError, match="has not answered"):
         await source.list_processes()
     nvml.gate.set()
+
+
+async def test_clients_of_mps_are_listed_where_the_driver_knows_them(tmp_path: Path) -> None:
+    nvml = FakeNvml(({10: MIB}, {}))
+    processes = NvmlProcesses(load(nvml), proc=tmp_path)
+    assert [p.pid for p in await processes.list_processes()] == [10]
+    nvml.served = {11: 2 * MIB, 10: 3 * MIB}
+
+    found = await processes.list_processes()
+
+    assert [(p.pid, p.used_bytes) for p in found] == [(10, 3 * MIB), (11, 2 * MIB)]

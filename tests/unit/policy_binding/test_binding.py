@@ -1,5 +1,6 @@
 """What allocated claims mean on a node."""
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -7,9 +8,9 @@ import pytest
 
 from hami_dra.contract.errors import HamiDraError, RetryError, UserError
 from hami_dra.contract.names import DRIVER_NAME
-from hami_dra.policy.binding import BoundDevice, bind_claim
+from hami_dra.policy.binding import BoundDevice, BoundService, bind_claim
 from hami_dra.policy.cardrules import CardRules, offer_card
-from hami_dra.policy.devices import name_device, offer_whole
+from hami_dra.policy.devices import CardOffer, CardService, name_device, offer_whole
 from hami_dra.testing.fakegpus import make_gpu
 
 OFFERS = {
@@ -254,6 +255,68 @@ def test_oversubscription_is_carried_to_the_share() -> None:
     assert device.oversubscription
     assert device.memory_mib == 3000
     assert not plain.oversubscription
+
+
+SERVED = {
+    name: replace(offer, mps=CardService(pipe_directory="/run/mps", shm_directory="/run/shm"))
+    for name, offer in OFFERS.items()
+}
+SERVED_BY_DEFAULT = {
+    name: replace(offer, mps=CardService(pipe_directory="/run/mps", default=True))
+    for name, offer in OFFERS.items()
+}
+
+
+@pytest.mark.parametrize(
+    ("offers", "asked", "served"),
+    [
+        (OFFERS, None, False),
+        (OFFERS, "hooks", False),
+        (SERVED, None, False),
+        (SERVED, "hooks", False),
+        (SERVED, "mps", True),
+        (SERVED_BY_DEFAULT, None, True),
+        (SERVED_BY_DEFAULT, "hooks", False),
+        (SERVED_BY_DEFAULT, "mps", True),
+    ],
+)
+def test_who_holds_compute_is_the_claims_choice_among_the_nodes(
+    offers: dict[str, CardOffer], asked: str | None, *, served: bool
+) -> None:
+    config = configure(computeBackend=asked) if asked else configure(priority=0)
+    (device,) = bind_claim(make_claim(make_result(), config=config), offers, pool="node-1").devices
+
+    assert (device.mps is not None) is served
+    if offers is SERVED and served:
+        assert device.mps == BoundService(pipe_directory="/run/mps", shm_directory="/run/shm")
+
+
+def test_mps_where_the_node_has_none_is_refused_with_its_field() -> None:
+    with pytest.raises(UserError, match=r"no MPS daemon.*attribute mps") as caught:
+        bind(make_claim(make_result(), config=configure(computeBackend="mps")))
+
+    assert caught.value.field == (
+        "status.allocation.devices.config[0].opaque.parameters.computeBackend"
+    )
+
+
+@pytest.mark.parametrize(
+    ("consumed", "fields", "percent"),
+    [
+        ("30", {}, 30),
+        ("0", {}, 100),
+        ("100", {}, 100),
+        ("30", {"corePolicy": "disable"}, 100),
+        ("30", {"disableControl": True}, 100),
+    ],
+)
+def test_mps_leaves_what_is_limited(consumed: str, fields: dict[str, Any], percent: int) -> None:
+    capacity = {"memory": "3000Mi", "cores": consumed, "slots": "1"}
+    claim = make_claim(
+        make_result(consumedCapacity=capacity), config=configure(priority=0, **fields)
+    )
+
+    assert bind(claim)[0].thread_percent == percent
 
 
 def test_without_configuration_the_defaults_hold() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from hami_dra.contract.errors import UserError
 from hami_dra.contract.limits import digest_limits
+from hami_dra.policy.binding import BoundService
 from hami_dra.policy.claimstatus import Situation, describe_devices, is_current, own_entries
 from hami_dra.policy.driverlimits import DriverHold
 from hami_dra.policy.limits import Settled
@@ -161,3 +162,11 @@ def test_nothing_is_said_of_the_driver_where_nothing_is_limited(changes: dict[st
     (entry,) = describe_devices(situation, (), stamp=NOW)
 
     assert "DriverLimit" not in conditions(entry)
+
+
+def test_mps_is_told_beside_libvgpu() -> None:
+    entry = describe(mps=BoundService(pipe_directory="/run/mps"))
+    (enforced,) = [item for item in entry["conditions"] if item["type"] == "Enforced"]
+
+    assert entry["data"]["backend"] == "libvgpu, mps"
+    assert enforced["message"].endswith("MiB of the card, MPS to 30 % of its multiprocessors")

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from hami_dra.contract.nodeconfig import decode_node_config
 from hami_dra.contract.quantity import parse_bytes
 from hami_dra.policy.cardrules import CardRules, find_bad_expression, offer_card, resolve_rules
-from hami_dra.policy.devices import CardCapacity, describe_device, describe_offer, describe_offers
+from hami_dra.policy.devices import (
+    CardCapacity,
+    CardService,
+    describe_device,
+    describe_offer,
+    describe_offers,
+)
 from hami_dra.testing.fakegpus import make_gpu
 
 CARD = make_gpu(0, memory_mib=40960)
@@ -143,3 +149,16 @@ def test_who_holds_memory_limits_is_chosen_by_node() -> None:
     assert rules(file).memory_backend == "driver"
     assert rules(file, node="node-2").memory_backend == "auto"
     assert rules({}).memory_backend == "hooks"
+
+
+def test_mps_serves_the_cards_that_are_named_and_they_say_so() -> None:
+    mps = {"pipeDirectory": "/run/mps", "uuid": [make_gpu(0).uuid], "default": True}
+    chosen = rules({"nvidia": {"mps": mps}})
+    served, other = (offer_card(make_gpu(number), chosen) for number in (0, 1))
+
+    assert served.mps == CardService(pipe_directory="/run/mps", default=True)
+    assert describe_offer(served)["attributes"]["mps"] == {"bool": True}
+    assert other.mps is None
+    assert "mps" not in describe_offer(other)["attributes"]
+    everywhere = rules({"nvidia": {"mps": {"pipedirectory": "/run/mps"}}})
+    assert offer_card(make_gpu(1), everywhere).mps == CardService(pipe_directory="/run/mps")
