@@ -303,7 +303,9 @@ class _Node:
             self.cards.health.statistics,
         )
         self.claim_metrics = ClaimMetrics(
-            self.watch.statistics, self.audit.statistics if settings.audit_seconds else None
+            self.watch.statistics,
+            self.audit.statistics if settings.audit_seconds else None,
+            self.driver_limits.count,
         )
 
     async def recover(self) -> RecoveryReport:
@@ -356,7 +358,7 @@ class _Node:
     def _note_missing(self) -> None:
         self.recovery.note_missing()  # which is made later
 
-    def _find_holds(self, uid: str) -> Mapping[str, DriverHold]:
+    def _find_holds(self, uid: str) -> Mapping[str, DriverHold] | None:
         return self.driver_limits.holds(uid)
 
     def _note_lead(self, _: bool) -> None:  # noqa: FBT001 - as `follow_lead` calls it

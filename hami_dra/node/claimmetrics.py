@@ -1,6 +1,6 @@
 """What the node tells Prometheus about the claims that it follows and audits."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -15,13 +15,16 @@ class ClaimMetrics(Collector):
     Args:
         watch: Claims followed.
         audit: What the audit saw; ``None`` if there is none.
+        driver_limits: Containers that the driver itself holds, by card.
     """
 
     def __init__(
         self,
         watch: Callable[[], WatchStatistics],
         audit: Callable[[], AuditStatistics] | None,
+        driver_limits: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
+        self._driver_limits = driver_limits
         self._watch = watch
         self._audit = audit
 
@@ -40,6 +43,14 @@ class ClaimMetrics(Collector):
         yield CounterMetricFamily(
             "hami_dra_node_claim_errors", "Looks at a claim that failed.", watch.errors
         )
+        limits = GaugeMetricFamily(
+            "hami_dra_node_driver_limits",
+            "Containers of which the driver limits the memory, their pods' sandboxes included.",
+            labels=["uuid"],
+        )
+        for uuid, count in sorted(self._driver_limits().items()):
+            limits.add_metric([uuid], count)
+        yield limits
         if self._audit is not None:
             yield from _describe(self._audit())
 

@@ -97,6 +97,7 @@ class ClaimWatch:
         leads: Whether this instance is to look. Call `refresh` when the answer changes.
         on_missing: Called when the API server has a claim no more, or seems to.
         driver_holds: Returns what the driver itself holds of a claim, by card; see `Situation`.
+            ``None``: not known yet, `look_again` is called when it is.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class ClaimWatch:
         interval_seconds: float,
         leads: Callable[[], Awaitable[bool]] = always_lead,
         on_missing: Callable[[], None] = lambda: None,
-        driver_holds: Callable[[str], Mapping[str, DriverHold]] = lambda _: {},
+        driver_holds: Callable[[str], Mapping[str, DriverHold] | None] = lambda _: {},
     ) -> None:
         self._api = api
         self._driver_holds = driver_holds
@@ -326,12 +327,15 @@ class ClaimWatch:
         """Bring the status up to date; return whether it was."""
         binding = settled.binding
         stored = own_entries((claim.get("status") or {}).get("devices") or (), binding)
+        holds = self._driver_holds(binding.claim_uid)
+        if holds is None:
+            return False
         now = dt.datetime.fromtimestamp(self._clock.wall(), tz=dt.UTC)
         situation = Situation(
             settled,
             limits=read_wish(claim),
             lost=self._lost,
-            driver_holds=self._driver_holds(binding.claim_uid),
+            driver_holds=holds,
         )
         wanted = describe_devices(situation, stored, stamp=now.strftime("%Y-%m-%dT%H:%M:%SZ"))
         if not self._storable or is_current(stored, wanted):

@@ -8,6 +8,7 @@ process. It goes with the group; where a claim ends before its containers, it is
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
@@ -87,11 +88,21 @@ class DriverLimits:
         self._set: dict[_Key, int] = {}
         self._refused: dict[_Key, str] = {}
         self._holds: dict[str, dict[str, DriverHold]] = {}
+        self._judged: frozenset[str] = frozenset()
         self._blind = False
 
-    def holds(self, claim_uid: str) -> Mapping[str, DriverHold]:
-        """Return what there is to say of a claim, by UUID of the card."""
+    def holds(self, claim_uid: str) -> Mapping[str, DriverHold] | None:
+        """Return what there is to say of a claim, by UUID of the card.
+
+        ``None``: nothing yet; what was said of it before may still be true.
+        """
+        if self._backend() != "hooks" and claim_uid not in self._judged:
+            return None
         return self._holds.get(claim_uid, {})
+
+    def count(self) -> Mapping[str, int]:
+        """Return how many groups the driver holds, by UUID of the card."""
+        return Counter(uuid for uuid, _ in self._set)
 
     async def run(self) -> None:
         """Go on until cancelled."""
@@ -103,12 +114,12 @@ class DriverLimits:
         """Set what is missing, lift what is too much. Never raises for what is outside."""
         if not await self._leads():
             # What was set stays; the instance that leads sets the same.
-            self._set, self._holds, self._backends = {}, {}, None
+            self._set, self._holds, self._judged, self._backends = {}, {}, frozenset(), None
             return
         wanted = self._backend()
         held = self._held() if wanted != "hooks" else []
         if not held and not self._set:
-            self._tell({})
+            self._tell(held, {})
             return
         try:
             await self._look(held)
@@ -116,7 +127,7 @@ class DriverLimits:
             if not self._blind:
                 _log.warning("driver_limits.blind", error=str(error))
             self._blind = True
-            self._tell(self._describe_blind(held, str(error)))
+            self._tell(held, self._describe_blind(held, str(error)))
             return
         self._blind = False
 
@@ -141,7 +152,7 @@ class DriverLimits:
             if (uuid, pod) in ceilings
         }
         await self._apply(plan)
-        self._tell(self._describe(held, plan, groups))
+        self._tell(held, self._describe(held, plan, groups))
 
     def _set_again(self) -> None:
         """Believe no limit to be there any more; what has to be lifted is remembered."""
@@ -224,8 +235,10 @@ class DriverLimits:
             for claim in held
         }
 
-    def _tell(self, holds: dict[str, dict[str, DriverHold]]) -> None:
+    def _tell(self, held: Sequence[HeldClaim], holds: dict[str, dict[str, DriverHold]]) -> None:
         before, self._holds = self._holds, holds
-        for uid in set(before) | set(holds):
-            if before.get(uid) != holds.get(uid):
+        judged = frozenset(claim.binding.claim_uid for claim in held)
+        new, self._judged = judged - self._judged, judged
+        for uid in new | set(before) | set(holds):
+            if uid in new or before.get(uid) != holds.get(uid):
                 self._on_change(uid)

@@ -157,15 +157,19 @@ def write_cards(
     *,
     driver_version: str = DRIVER_VERSION,
     init_error: int | None = None,
+    cgroup_root: Path | None = None,
 ) -> Path:
     """Write cards.ini, which running processes re-read for the cards' health.
 
     The file is replaced as a whole. `init_error` is an NVML return code with
-    which nvmlInit shall fail.
+    which nvmlInit shall fail, `cgroup_root` where control groups are for limits of the driver's
+    own, if not at the usual place.
     """
     lines = [f"driver_version = {driver_version}", f"cuda_version = {CUDA_VERSION}"]
     if init_error is not None:
         lines.append(f"init_error = {init_error}")
+    if cgroup_root is not None:
+        lines.append(f"cgroup_root = {cgroup_root}")
     for card in cards:
         lines += _section(card)
     directory.mkdir(parents=True, exist_ok=True)
@@ -191,14 +195,14 @@ def _report(directory: Path, card: SimCard, kind: int, data: int) -> None:
         file.write(f"{card.uuid} {kind} {data}\n")
 
 
-def _place_library(source: Path, directory: Path, stem: str) -> None:
+def _place_library(source: Path, directory: Path, stem: str, version: str) -> None:
     if not source.is_file():
         message = (
             f"{source} is not built: run `meson setup build/libvgpu libvgpu` and "
             "`meson compile -C build/libvgpu`"
         )
         raise FileNotFoundError(message)
-    real = directory / f"{stem}.{DRIVER_VERSION}"
+    real = directory / f"{stem}.{version}"
     temporary = directory / f".{real.name}.new"
     shutil.copyfile(source, temporary)
     temporary.chmod(0o755)
@@ -223,7 +227,13 @@ def _place_on_bus(sysfs: Path, card: SimCard) -> None:
             place.symlink_to(device)
 
 
-def create_driver_root(root: Path, cards: Sequence[SimCard], build_dir: Path) -> DriverRoot:
+def create_driver_root(
+    root: Path,
+    cards: Sequence[SimCard],
+    build_dir: Path,
+    *,
+    driver_version: str = DRIVER_VERSION,
+) -> DriverRoot:
     """Lay a driver installation out under `root` and return it; needs root.
 
     `build_dir` is Meson's build directory of libvgpu. May be called again on the
@@ -233,8 +243,9 @@ def create_driver_root(root: Path, cards: Sequence[SimCard], build_dir: Path) ->
     driver = DriverRoot(root)
     for directory in (driver.library_dir, driver.dev_dir, driver.sim_dir):
         directory.mkdir(parents=True, exist_ok=True)
-    _place_library(build_dir / "sim/libcuda.so.1", driver.library_dir, "libcuda.so")
-    _place_library(build_dir / "sim/libnvidia-ml.so.1", driver.library_dir, "libnvidia-ml.so")
+    for stem in ("libcuda.so", "libnvidia-ml.so"):
+        source = build_dir / f"sim/{stem}.1"
+        _place_library(source, driver.library_dir, stem, driver_version)
     for name in (*(f"nvidia{card.minor}" for card in cards), "nvidiactl", "nvidia-uvm"):
         node = driver.dev_dir / name
         if not node.exists():
@@ -246,7 +257,7 @@ def create_driver_root(root: Path, cards: Sequence[SimCard], build_dir: Path) ->
     (driver.procfs_dir / "devices").write_text(_PROC_DEVICES)
     # Containers of any user create and map the state.
     driver.sim_dir.chmod(0o777)
-    write_cards(driver.sim_dir, cards)
+    write_cards(driver.sim_dir, cards, driver_version=driver_version)
     for name in ("state", "pids", "events"):
         (driver.sim_dir / name).touch()
         (driver.sim_dir / name).chmod(0o666)

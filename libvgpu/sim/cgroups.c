@@ -3,9 +3,12 @@
  * Memory limits of control groups as drivers from 615 on have them, by the driver's own
  * accounting (its "misc" backend): the limit of the nearest limited group above a process
  * holds, and those further up do not. All memory of the card counts but managed memory.
- * A group that is gone has no limit.
+ * A group that is gone has no limit; who set the limit sees that, and a process need not see
+ * its own group.
  *
- * VGPU_SIM_CGROUP names a process's group where tests cannot make one.
+ * VGPU_SIM_CGROUP names a process's group where tests cannot make one; cgroup_root in
+ * cards.ini says where the groups are on a machine that has those of version 1: there a
+ * process's longest path counts.
  */
 #include "cgroups.h"
 
@@ -17,19 +20,34 @@
 
 #define NO_LIMIT UINT64_MAX
 
-void sim_cgroup_of_self(char path[SIM_CGROUP])
+/* What does not fit is nowhere: better no limit than another group's. */
+static void join(char path[SIM_CGROUP], const char *root, const char *name)
 {
-	const char *given = getenv("VGPU_SIM_CGROUP");
-	FILE *file = given ? NULL : fopen("/proc/self/cgroup", "re");
-	char line[SIM_CGROUP] = "";
+	size_t head = strlen(root), tail = strlen(name);
 
 	path[0] = 0;
-	if (given)
-		snprintf(path, SIM_CGROUP, "%s", given);
-	while (file && fgets(line, sizeof(line), file))
-		if (strncmp(line, "0::/", 4) == 0) /* version 2 */
-			snprintf(path, SIM_CGROUP, "/sys/fs/cgroup%.*s",
-				 (int)(strcspn(line, "\n") - 3), line + 3);
+	if (head + tail >= SIM_CGROUP)
+		return;
+	memcpy(path, root, head);
+	memcpy(path + head, name, tail + 1);
+}
+
+void sim_cgroup_of_self(char path[SIM_CGROUP])
+{
+	const char *given = getenv("VGPU_SIM_CGROUP"), *root = sim_config()->cgroup_root;
+	FILE *file = given ? NULL : fopen("/proc/self/cgroup", "re");
+	char line[2 * SIM_CGROUP] = "";
+
+	join(path, "", given ? given : "");
+	while (file && fgets(line, sizeof(line), file)) {
+		const char *name = strchr(line, '/');
+
+		line[strcspn(line, "\n")] = 0;
+		if (strncmp(line, "0::/", 4) == 0 && !*root) /* version 2 */
+			join(path, "/sys/fs/cgroup", line + 3);
+		else if (name && *root && strlen(root) + strlen(name) > strlen(path))
+			join(path, root, name);
+	}
 	if (file)
 		fclose(file);
 }
@@ -49,8 +67,6 @@ struct sim_limit *sim_cgroup_limit(struct sim_state *state, const char *cgroup, 
 	for (int i = 0; i < SIM_LIMITS; i++) {
 		struct sim_limit *limit = &state->limits[i];
 
-		if (limit->live && access(limit->cgroup, F_OK) != 0)
-			limit->live = 0;
 		if (limit->live && limit->card == card && is_within(cgroup, limit->cgroup) &&
 		    (!nearest || strlen(limit->cgroup) > strlen(nearest->cgroup)))
 			nearest = limit;
@@ -82,6 +98,13 @@ uint64_t sim_cgroup_room(struct sim_state *state, const char *cgroup, int card)
 	return used < limit->hard ? limit->hard - used : 0;
 }
 
+void sim_cgroup_gone(struct sim_state *state, const char *cgroup)
+{
+	for (int i = 0; i < SIM_LIMITS; i++)
+		if (is_within(state->limits[i].cgroup, cgroup))
+			state->limits[i].live = 0;
+}
+
 int sim_cgroup_set(struct sim_state *state, const char *cgroup, int card, uint64_t soft,
 		   uint64_t hard)
 {
@@ -91,7 +114,7 @@ int sim_cgroup_set(struct sim_state *state, const char *cgroup, int card, uint64
 	if (limit && strcmp(limit->cgroup, cgroup) != 0)
 		limit = NULL;
 	for (int i = 0; i < SIM_LIMITS && !limit; i++)
-		if (!state->limits[i].live)
+		if (!state->limits[i].live || access(state->limits[i].cgroup, F_OK) != 0)
 			limit = &state->limits[i];
 	if (!limit)
 		return -ENOSPC;

@@ -16,4 +16,7 @@ uint64_t sim_cgroup_room(struct sim_state *state, const char *cgroup, int card);
 int sim_cgroup_set(struct sim_state *state, const char *cgroup, int card, uint64_t soft,
 		   uint64_t hard);
 
+/* The group is no more, nor are those below. */
+void sim_cgroup_gone(struct sim_state *state, const char *cgroup);
+
 #endif

@@ -121,6 +121,8 @@ static void set_top(struct sim_config *config, const char *key, const char *valu
 {
 	if (strcmp(key, "driver_version") == 0)
 		snprintf(config->driver_version, sizeof(config->driver_version), "%s", value);
+	else if (strcmp(key, "cgroup_root") == 0)
+		snprintf(config->cgroup_root, sizeof(config->cgroup_root), "%s", value);
 	else if (strcmp(key, "cuda_version") == 0)
 		config->cuda_version = atoi(value);
 	else if (strcmp(key, "init_error") == 0)

@@ -31,7 +31,7 @@ static nvmlReturn_t check(nvmlDevice_t device, const void *limits, const char *p
 		return NVML_SUCCESS;
 	guard = sim_enter(); /* what it had goes with it, should there be another of its name */
 	if (guard >= 0) {
-		sim_cgroup_limit(sim_shared(), path, device->card);
+		sim_cgroup_gone(sim_shared(), path);
 		sim_leave(guard);
 	}
 	return NVML_ERROR_NOT_FOUND;

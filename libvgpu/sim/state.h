@@ -54,6 +54,7 @@ struct sim_card {
 
 struct sim_config {
 	char driver_version[32];
+	char cgroup_root[SIM_CGROUP / 2]; /* "": the usual place */
 	int cuda_version;
 	int init_error;
 	int card_count;

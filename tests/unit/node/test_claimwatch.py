@@ -18,6 +18,7 @@ from hami_dra.kubeletplugin.service import ClaimRef
 from hami_dra.node.claimwatch import ClaimWatch, FollowedClaims
 from hami_dra.node.preparer import CHANGE_STEPS, Step, no_step
 from hami_dra.policy.audit import Pod
+from hami_dra.policy.driverlimits import DriverHold
 from hami_dra.policy.metadata import decode_metadata
 from hami_dra.service.clock import ManualClock, SystemClock
 from hami_dra.testing.fakecluster import FakeCluster
@@ -36,6 +37,7 @@ class Watched:
         self.clock = ManualClock()
         self.leads = True
         self.missed = 0
+        self.holds: dict[str, DriverHold] | None = {}
         self.watch = ClaimWatch(
             api=rig.cluster.api(),
             ledger=rig.ledger,
@@ -45,6 +47,7 @@ class Watched:
             interval_seconds=15,
             leads=self._check_lead,
             on_missing=self._note_missing,
+            driver_holds=lambda _: self.holds,
         )
         self.handler = FollowedClaims(rig.preparer, self.watch)
 
@@ -125,6 +128,25 @@ async def test_a_prepared_claim_says_so_and_is_not_written_again(
         assert node.watch.held()[0].pods == {Pod("team", "p", "uid-p")}
         path = "/apis/resource.k8s.io/v1/namespaces/team/resourceclaims/job/status"
         assert [r for r in cluster.requests if r[0] != "GET"] == [("PATCH", path)]
+
+
+async def test_what_the_driver_holds_is_told_when_it_is_known(
+    tmp_path: Path, cluster: FakeCluster, ref: ClaimRef
+) -> None:
+    async with watching(tmp_path, cluster) as node:
+        await node.handler.prepare(ref)
+        node.holds = None
+        await node.look()
+        assert "devices" not in node.claim()["status"], "half of it would be told twice"
+        node.holds = {make_gpu(0).uuid: DriverHold("Held", "it holds", holds=True)}
+        node.watch.look_again(ref.uid)
+        node.watch.look_again("another")
+        node.clock.advance(1)
+        await node.watch.look()
+
+        assert node.conditions()["DriverLimit"] == ("True", "Held")
+        assert node.entry()["data"]["backend"] == "libvgpu, driver"
+        assert node.watch.statistics().claims == 1
 
 
 async def test_of_two_instances_only_the_one_that_leads_writes(

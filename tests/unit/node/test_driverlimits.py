@@ -1,6 +1,7 @@
 """The driver's limits on containers that come and go."""
 
-from pathlib import Path
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +16,11 @@ from hami_dra.policy.cgroups import ContainerPlace
 from tests.unit.policy.test_audit import CARD, hold
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from hami_dra.contract.nodeconfig import MemoryBackend
+    from hami_dra.policy.driverlimits import DriverHold
 
 MIB = 1 << 20
 UID, OTHER = "11111111-2222-3333-4444-555555555555", "99999999-2222-3333-4444-555555555555"
@@ -98,8 +103,14 @@ class Node:
 
     def reason(self) -> str | None:
         """Return what is said of the claim."""
-        hold = self.limits.holds("claim-job").get(CARD)
+        hold = self.said().get(CARD)
         return None if hold is None else hold.reason
+
+    def said(self) -> Mapping[str, DriverHold]:
+        """Return all that is."""
+        holds = self.limits.holds("claim-job")
+        assert holds is not None
+        return holds
 
 
 @pytest.fixture
@@ -119,7 +130,8 @@ async def test_a_container_is_limited_when_its_group_is_there(node: Node) -> Non
     await node.limits.look()
 
     assert node.driver.set == {scope(FIRST): 3100 * MIB}
-    assert node.limits.holds("claim-job")[CARD].holds
+    assert node.said()[CARD].holds
+    assert node.limits.count() == {CARD: 1}
     assert node.told == ["claim-job", "claim-job"]
     node.driver.processes = 2
     await node.limits.look()
@@ -144,6 +156,19 @@ async def test_a_driver_that_forgets_and_a_process_that_starts_anew_have_it_set_
     assert node.driver.set == {scope(FIRST): 3100 * MIB}
 
 
+async def test_a_process_that_starts_anew_says_nothing_before_it_has_looked(node: Node) -> None:
+    assert node.limits.holds("claim-job") is None
+    node.backend = "auto"
+    node.driver.backend = CardBackend(CARD, None, "an old driver")
+    await node.limits.look()
+
+    assert node.limits.holds("claim-job") == {}
+    assert node.told == ["claim-job"]
+    assert node.limits.holds("another") is None
+    node.backend = "hooks"
+    assert node.limits.holds("another") == {}
+
+
 @pytest.mark.parametrize("end", ["claim", "setting"])
 async def test_what_is_wanted_no_more_is_lifted(node: Node, end: str) -> None:
     node.run(FIRST)
@@ -155,7 +180,8 @@ async def test_what_is_wanted_no_more_is_lifted(node: Node, end: str) -> None:
     await node.limits.look()
 
     assert node.driver.set == {scope(FIRST): None}
-    assert node.reason() is None
+    assert not node.limits.holds("claim-job")
+    assert node.limits.count() == {}
     calls = node.driver.calls
     await node.limits.look()
     assert node.driver.calls == calls
@@ -188,7 +214,7 @@ async def test_a_refusal_is_told_and_tried_again(node: Node) -> None:
     node.run(FIRST)
     node.driver.fault = NoLimitsError("for root to set")
     await node.limits.look()
-    hold = node.limits.holds("claim-job")[CARD]
+    hold = node.said()[CARD]
     assert (hold.holds, hold.reason, hold.message) == (False, "Refused", "for root to set")
     node.driver.fault = None
     await node.limits.look()
