@@ -213,6 +213,10 @@ def _read_rss(bed: Bed) -> float:
 def measure_idle(bed: Bed, claims: Sequence[dict[str, str]], report: Report) -> None:
     """See what a process with prepared claims uses that is asked nothing."""
     _call(bed, claims, rounds=1, at_once=CLAIMS, keep=True)
+    # What follows a Prepare is not nothing: the node says in each claim's status that it is ready.
+    bed.cluster.wait_for_all(
+        "resourceclaims", lambda items: all(item["status"].get("devices") for item in items)
+    )
     before = read_usage(bed.cluster, "node").cpu_seconds
     time.sleep(IDLE_SECONDS)  # what is measured is that nothing happens
     used = read_usage(bed.cluster, "node").cpu_seconds - before
