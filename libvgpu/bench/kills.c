@@ -11,7 +11,8 @@
  *
  * What the bystander waits for shall be libvgpu, and not a turn on a core or the lock of
  * the simulated driver, which a process holds that is waiting for its turn. So it has a
- * core of its own, goes first there if it may, and its waiting in the driver is taken off.
+ * core of its own, with the one that asks, goes first there if it may, and its waiting in
+ * the driver is taken off.
  */
 #include <sched.h>
 #include <signal.h>
@@ -172,6 +173,7 @@ static void look(void)
 	struct vgpu_region *region;
 	size_t available, total;
 
+	OK(sched_setaffinity(0, sizeof(bystanders), &bystanders));
 	use_gpu();
 	OK(cuMemFree_v2(must_alloc(2)));
 	region = world_region("uid_gpu");

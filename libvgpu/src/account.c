@@ -14,7 +14,7 @@
 #include "vgpu.h"
 
 #define GATE_LOOK_NS 200000u /* who raised it may have been killed, and wakes nobody */
-#define GATE_TAKE_OVER_NS 300000u
+#define GATE_SELDOM_NS 5000000u
 #define GATE_GIVE_UP_NS 5000000000u
 #define QUERY_REPAIR_NS 50000000u
 
@@ -27,6 +27,7 @@ static struct vgpu_region_device *device_of(const struct vgpu_part *part)
 static bool enter(struct vgpu_view *view, struct vgpu_region_slot *slot)
 {
 	struct vgpu_region_header *header = &view->map->header;
+	unsigned int look = GATE_LOOK_NS;
 	uint64_t since = 0;
 
 	for (;;) {
@@ -36,11 +37,12 @@ static bool enter(struct vgpu_view *view, struct vgpu_region_slot *slot)
 		__atomic_sub_fetch(&slot->inflight, 1, __ATOMIC_SEQ_CST);
 		if (!since)
 			since = vgpu_now_ns();
-		if (vgpu_now_ns() - since > GATE_GIVE_UP_NS)
+		else if (vgpu_now_ns() - since > GATE_GIVE_UP_NS)
 			return false;
-		if (vgpu_now_ns() - since > GATE_TAKE_OVER_NS)
-			vgpu_region_repair(view, 0);
-		vgpu_wait_while(&header->gate, 1, GATE_LOOK_NS);
+		else
+			vgpu_region_repair(view, 0); /* does nothing if another one is at it */
+		vgpu_wait_while(&header->gate, 1, look);
+		look = look < GATE_SELDOM_NS / 2 ? look * 2 : GATE_SELDOM_NS;
 	}
 }
 
