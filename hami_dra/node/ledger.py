@@ -2,9 +2,9 @@
 
 The ledger is what Unprepare works from (the claim may be gone), and the last line of defence
 against two owners of one share: a transaction that would take more of a card than is published
-fails. One thread owns the connection; every change but `finish` is on disk when its call returns.
-Other processes may use the same file (see `ledgerfile`), and the file may be lost and filled anew
-while claims are worked on; whoever meets that tries again.
+fails. One thread owns the connection; every change is on disk when its call returns. Other
+processes may use the same file (see `ledgerfile`), and the file may be lost and filled anew while
+claims are worked on; whoever meets that tries again.
 """
 
 import asyncio
@@ -145,15 +145,12 @@ class Ledger:
         await self._change(_begin, record, capacities)
 
     async def finish(self, uid: str, boot_id: str) -> None:
-        """Record that a claim is ready, for as long as this boot lasts.
-
-        A power cut may take it back to the intent: it ends all containers, and the kubelet calls
-        Prepare again before it starts others (docs/decisions/0026-idle-nodes.md).
+        """Record that a claim is ready.
 
         Raises:
             RetryError: The ledger was lost since `begin`; begin again.
         """
-        await self._change(_finish, uid, boot_id, durable=False)
+        await self._change(_finish, uid, boot_id)
 
     async def note(self, record: ClaimRecord) -> None:
         """Replace the record of a claim that has begun: what was made for it meanwhile.
@@ -199,15 +196,10 @@ class Ledger:
         return await self._explained(loop.run_in_executor(self._executor, attempt, work, arguments))
 
     async def _change(
-        self,
-        work: Callable[..., None],
-        *arguments: object,
-        last_resort: bool = False,
-        durable: bool = True,
+        self, work: Callable[..., None], *arguments: object, last_resort: bool = False
     ) -> None:
         """Make a change in the ledger's thread; those that come together share a commit."""
-        change = _Change(work, arguments, last_resort=last_resort, durable=durable)
-        await self._explained(self._changes.do(change))
+        await self._explained(self._changes.do(_Change(work, arguments, last_resort=last_resort)))
 
     async def _explained(self, answer: Awaitable[T]) -> T:
         try:
@@ -270,11 +262,10 @@ class _Change:
     work: Callable[..., None]
     arguments: tuple[object, ...]
     last_resort: bool
-    durable: bool
 
 
 def _change_one(connection: sqlite3.Connection, change: _Change) -> None:
-    with transaction(connection, durable=change.durable):
+    with transaction(connection):
         change.work(connection, *change.arguments)
 
 
@@ -283,7 +274,7 @@ def _change_together(
 ) -> list[Exception | None]:
     """Make changes in one transaction; what is refused is undone, and the others are not."""
     outcomes: list[Exception | None] = []
-    with transaction(connection, durable=any(change.durable for change in changes)):
+    with transaction(connection):
         for change in changes:
             connection.execute("SAVEPOINT change")
             try:

@@ -276,13 +276,8 @@ class LedgerFile:
 
 
 @contextmanager
-def transaction(connection: sqlite3.Connection, *, durable: bool = True) -> Iterator[None]:
-    """Make the block's changes together or not at all; waits for other writers a few seconds.
-
-    What is not `durable` survives this process, but perhaps not a power cut: a later change that
-    is durable takes it along.
-    """
-    connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Make the block's changes together or not at all; waits for other writers a few seconds."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -318,6 +313,7 @@ def _set_up(connection: sqlite3.Connection) -> None:
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise sqlite3.OperationalError(f"journal mode is {mode}; is it on a local disk?")
+    connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import sqlite3
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -183,44 +182,6 @@ async def test_less_of_a_card_leaves_its_claims_and_lets_no_new_one_in(tmp_path:
     with pytest.raises(RetryError, match="no room"):
         await ledger.begin(make_record("new", memory=1, cores=0), less)
     await ledger.close()
-
-
-async def test_all_but_that_a_claim_is_ready_is_forced_to_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commits: list[int] = []
-
-    class Connection(sqlite3.Connection):
-        def execute(self, sql: str, *arguments: object) -> sqlite3.Cursor:
-            if sql == "COMMIT":
-                (level,) = super().execute("PRAGMA synchronous").fetchone()
-                commits.append(level)
-            return super().execute(sql, *arguments)  # type: ignore[arg-type]
-
-    connect = sqlite3.connect
-    monkeypatch.setattr(
-        sqlite3, "connect", lambda *names, **more: connect(*names, **more, factory=Connection)
-    )
-    normal, full = 1, 2
-    ledger = await Ledger.open(tmp_path / "ledger.db")
-    try:
-        commits.clear()
-        for uid in ("a", "b"):
-            await ledger.begin(make_record(uid, memory=1, cores=1), {"gpu-0": CAPACITY})
-        await ledger.finish("a", "boot")
-        await ledger.remove("a")
-        assert commits == [full, full, normal, full]
-
-        commits.clear()
-        held = threading.Event()
-        ledger._executor.submit(held.wait)  # what comes meanwhile is one group
-        together = asyncio.gather(ledger.finish("b", "boot"), ledger.remove("c"))
-        await asyncio.sleep(0)
-        held.set()
-        await together
-        assert commits == [full]
-    finally:
-        await ledger.close()
 
 
 async def test_the_log_is_gone_for_good_before_anything_takes_its_room(tmp_path: Path) -> None:
