@@ -97,12 +97,21 @@ def _ask_glibc(root: Path, bed: Bed) -> str:
 
 def _judge(root: Path, bed: Bed, program: Program) -> list[str]:
     """Return what is wrong about a program, with what was seen."""
-    told = {"environment": program.environment, "user": program.user}
-    ours = run_program(root, bed.programs, bed.injection, program.command, **told)
+
+    def run(injection: Injection) -> Outcome:
+        return run_program(
+            root,
+            bed.programs,
+            injection,
+            program.command,
+            environment=program.environment,
+            user=program.user,
+        )
+
+    ours = run(bed.injection)
     if program.expected is not None:
-        held = Outcome(0, program.expected, "", ours.files, ours.left)
-        return _compare(held, ours)
-    native = run_program(root, bed.programs, NOTHING, program.command, **told)
+        return _compare(Outcome(0, program.expected, "", (), ()), ours)
+    native = run(NOTHING)
     problems = _compare(native, _without_warning(ours, program.warning))
     if native.status:
         problems.append(f"it fails by itself: {native.stderr[-_SHOWN:]}")
