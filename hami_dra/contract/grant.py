@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MAGIC = b"VGPUGRNT"
 ABI_MAJOR = 1
-ABI_MINOR = 3
+ABI_MINOR = 4
 MAX_DEVICES = 32
 HEADER_SIZE = 256
 DEVICE_SIZE = 128
@@ -35,7 +35,8 @@ HEADER_OFFSETS = {
     "flags": 28,
     "claim_uid": 32,
     "request": 96,
-    "reserved": 160,
+    "heartbeat": 160,
+    "reserved": 164,
     "devices": 256,
 }
 DEVICE_OFFSETS = {
@@ -51,7 +52,7 @@ DEVICE_OFFSETS = {
     "reserved": 120,
 }
 
-_HEADER = struct.Struct("<8sHHIQII64s64s96x")
+_HEADER = struct.Struct("<8sHHIQII64s64sI92x")
 _DEVICE = struct.Struct("<48sQII40sIIII8x")
 _MAX_UINT64 = 2**64 - 1
 _MAX_UINT32 = 2**32 - 1
@@ -88,12 +89,18 @@ class GrantDevice:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What one request of one claim may use."""
+    """What one request of one claim may use.
+
+    Attributes:
+        sequence: Odd while the values change.
+        heartbeat: Another number every few seconds while a node speaks; 0 = none has.
+    """
 
     claim_uid: str
     request: str
     devices: tuple[GrantDevice, ...]
     sequence: int = 0
+    heartbeat: int = 0
 
 
 def _field(name: str, text: str, size: int) -> bytes:
@@ -134,6 +141,7 @@ def encode_grant(grant: Grant) -> bytes:
         message = f"devices: {len(grant.devices)}, a grant has 1 to {MAX_DEVICES}"
         raise ValueError(message)
     _check_range("sequence", grant.sequence, _MAX_UINT64)
+    _check_range("heartbeat", grant.heartbeat, _MAX_UINT32)
     parts = [
         _HEADER.pack(
             MAGIC,
@@ -145,6 +153,7 @@ def encode_grant(grant: Grant) -> bytes:
             0,
             _field("claim_uid", grant.claim_uid, 64),
             _field("request", grant.request, 64),
+            grant.heartbeat,
         )
     ]
     for index, device in enumerate(grant.devices):
@@ -182,8 +191,8 @@ def decode_grant(data: bytes) -> Grant:
     if len(data) != FILE_SIZE:
         message = f"a grant is {FILE_SIZE} bytes long, this is {len(data)}"
         raise ValueError(message)
-    magic, major, _minor, size, sequence, count, _flags, claim_uid, request = _HEADER.unpack_from(
-        data
+    (magic, major, _minor, size, sequence, count, _flags, claim_uid, request, heartbeat) = (
+        _HEADER.unpack_from(data)
     )
     if magic != MAGIC:
         message = f"a grant begins with {MAGIC!r}, this with {magic!r}"
@@ -228,4 +237,5 @@ def decode_grant(data: bytes) -> Grant:
         request=_text("request", request),
         devices=tuple(devices),
         sequence=sequence,
+        heartbeat=heartbeat,
     )

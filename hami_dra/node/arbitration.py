@@ -6,8 +6,9 @@ anybody else works on its card, and whether it has to wait for somebody of a hig
 no share has a region there is nobody to be told, and NVML is asked now and then, for the metrics.
 
 Only the instance that leads writes. Everything is told anew by the next instance, so nothing is
-remembered on the disk; what a dead node left behind, libvgpu takes for stale (gates), or the next
-one corrects.
+remembered on the disk; what a dead node left behind, libvgpu takes for stale (gates after two
+seconds, corrections and who is alone ten seconds after the last heartbeat), or the next one
+corrects.
 """
 
 import asyncio
@@ -55,6 +56,9 @@ _LONGEST_GAP_SECONDS: Final = 15.0
 """Between two readings: a node that was stopped does not count what it did not see."""
 _MARK_SECONDS: Final = 10.0
 """How often a grant is told what it was told already: its file may have been made anew."""
+_HEARTBEAT_SECONDS: Final = 3.0
+"""How often a grant is told that somebody speaks; after ten seconds libvgpu believes it no more."""
+_HEARTBEATS: Final = 2**32 - 1
 T = TypeVar("T")
 
 
@@ -129,6 +133,7 @@ class _Memory:
     read: float | None = None
     scene: _Scene | None = None
     looked: float = 0.0
+    heartbeat: float | None = None
 
 
 class Arbitration:
@@ -204,6 +209,8 @@ class Arbitration:
         await self._in_thread(self._write, paths, told)
         self._gates.watch(_find_contests(shares, told, paths))
         await self._mark_alone(shares, told.standing)
+        if uses is not None:
+            await self._tell_heartbeat(shares)
 
     def _set_scene(self) -> _Scene:
         held = tuple(self._held())
@@ -344,6 +351,23 @@ class Arbitration:
             return False
         self._untold.discard(grant)
         return held
+
+    async def _tell_heartbeat(self, shares: Iterable[Share]) -> None:
+        """Say that what was told holds. A node that sees nothing has nothing to say."""
+        memory, now = self._memory, self._clock.monotonic()
+        if memory.heartbeat is not None and now - memory.heartbeat < _HEARTBEAT_SECONDS:
+            return
+        memory.heartbeat = now
+        # The next node begins with another number than the last one ended with.
+        value = int(now * 1000) % _HEARTBEATS + 1
+        grants = {share.name.grant for share in shares if share.is_paced}
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._files, self._write_heartbeats, grants, value)
+
+    def _write_heartbeats(self, grants: Iterable[GrantName], value: int) -> None:
+        for grant in grants:
+            with suppress(HamiDraError):  # said where it is told who is alone
+                self._directories.write_heartbeat(grant.claim_uid, grant.request, value)
 
     def _write(self, paths: Mapping[GrantName, Path], told: "_Told") -> None:
         """Write what is new into the regions. Blocking."""

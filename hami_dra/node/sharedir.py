@@ -20,7 +20,7 @@ import msgspec
 from hami_dra.cdi.durable import Writes, sync_directory, write_durably, write_whole
 from hami_dra.contract import names
 from hami_dra.contract.errors import RetryError, UserError
-from hami_dra.contract.grant import Grant, GrantDevice, decode_grant, encode_grant
+from hami_dra.contract.grant import HEADER_OFFSETS, Grant, GrantDevice, decode_grant, encode_grant
 from hami_dra.contract.quantity import MIB
 from hami_dra.policy.binding import Binding, BoundDevice
 
@@ -91,6 +91,33 @@ class ShareDirectories:
     def differs_alone(self, uid: str, request: str, alone: Sequence[bool]) -> bool:
         """Whether `mark_alone` would change the grant. Needs no lock, for nothing is written."""
         return _mark(_read_grant(str(self.grant_path(uid, request))), alone) is not None
+
+    def write_heartbeat(self, uid: str, request: str, value: int) -> None:
+        """Say in a grant that a node lives; where there is none, nothing is made.
+
+        One aligned word outside the sequence, so nobody needs to hold the claim.
+
+        Args:
+            uid: Of the claim.
+            request: Whose grant.
+            value: Another one than before; not 0.
+
+        Raises:
+            RetryError: The file cannot be written at the moment.
+        """
+        path = str(self.grant_path(uid, request))
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise RetryError(f"{path} cannot be written: {error}") from error
+        try:
+            os.pwrite(descriptor, value.to_bytes(4, "little"), HEADER_OFFSETS["heartbeat"])
+        except OSError as error:
+            raise RetryError(f"{path} cannot be written: {error}") from error
+        finally:
+            os.close(descriptor)
 
     def write_record(self, uid: str, record: bytes, writes: Writes | None = None) -> None:
         """Keep a copy of the ledger's row beside the data, for the day the ledger is lost.
@@ -266,7 +293,10 @@ def _write_grant(path: str, grant: Grant) -> None:
     )
     if known.devices == devices and known.sequence % 2 == 0:
         return
-    _rewrite(path, replace(grant, devices=devices, sequence=known.sequence))
+    _rewrite(
+        path,
+        replace(grant, devices=devices, sequence=known.sequence, heartbeat=known.heartbeat),
+    )
 
 
 def _rewrite(path: str, grant: Grant) -> None:

@@ -25,15 +25,18 @@ struct vgpu_rate {
 	uint64_t burst_ns; /* wall time that an unused share can be saved up */
 	bool first;        /* HAMi's priority 0: no gate holds it */
 };
-struct vgpu_rate vgpu_rate_of(const struct vgpu_grant_device *grant);
+struct vgpu_rate vgpu_rate_of(const struct vgpu_grant_device *grant, bool node_lives);
 
-/* Whether a gate that reads `value` holds launches back. A gate that nobody renews is
- * one whose node has died. */
-struct vgpu_gate {
+/* A word that the node changes again and again, as this process saw it. */
+struct vgpu_renewed {
 	uint32_t value;
 	uint64_t since_ns;
 };
-bool vgpu_gate_holds(struct vgpu_gate *gate, uint32_t value, uint64_t now_ns);
+/* Whether a gate that reads `value` holds launches back. A gate that nobody renews is
+ * one whose node has died. */
+bool vgpu_gate_holds(struct vgpu_renewed *gate, uint32_t value, uint64_t now_ns);
+/* By the grant's heartbeat. 0: a node that tells none, and is believed. */
+bool vgpu_node_lives(struct vgpu_renewed *heartbeat, uint32_t value, uint64_t now_ns);
 
 /* ---- compute_bucket.c: what is paid for */
 #define VGPU_DEBT_MAX_NS 120000000000u /* of wall time; more is a word gone wrong */
@@ -50,6 +53,7 @@ void vgpu_bucket_waited(struct vgpu_region_device *device, uint64_t waited_ns);
 
 /* ---- compute_trim.c: the slow correction by what NVML sees of a grant, once a second;
  * the node's part of the controller */
+#define VGPU_UNTRIMMED 1000u
 #define VGPU_TRIM_MIN 100u
 #define VGPU_TRIM_MAX 10000u
 struct vgpu_trim_reading {
@@ -126,7 +130,8 @@ struct vgpu_ticket {
 struct vgpu_bill { /* the card's buckets: one for each grant that names it */
 	struct vgpu_region_device *devices[16];
 	unsigned int count;
-	struct vgpu_rate rate; /* of all grants together */
+	struct vgpu_rate rate;  /* of all grants together */
+	uint32_t trim_permille; /* the node's correction of charges; 0 = none */
 };
 enum vgpu_answer {
 	VGPU_GO,     /* charged: launch */

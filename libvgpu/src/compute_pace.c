@@ -128,7 +128,7 @@ static void settle_all(const struct vgpu_bill *bill, uint64_t now, int64_t delta
 
 static uint64_t trimmed(const struct vgpu_bill *bill, uint64_t cost)
 {
-	return vgpu_trim_apply(cost, GET(bill->devices[0]->trim_permille));
+	return vgpu_trim_apply(cost, bill->trim_permille);
 }
 
 enum vgpu_answer vgpu_pacer_ask(struct vgpu_pacer *pacer, const struct vgpu_bill *bill,
@@ -250,9 +250,7 @@ void vgpu_attribute(const int64_t *begin, const int64_t *end, unsigned int count
 
 static unsigned int crowded(const struct vgpu_bill *bill)
 {
-	uint32_t trim = GET(bill->devices[0]->trim_permille);
-
-	return trim && trim != 1000 ? VGPU_CROWDED : 0;
+	return bill->trim_permille && bill->trim_permille != VGPU_UNTRIMMED ? VGPU_CROWDED : 0;
 }
 
 static void settle_sample(struct vgpu_pacer *pacer, const struct vgpu_bill *bill, uint64_t now,

@@ -50,7 +50,7 @@ void vgpu_trim_step(struct vgpu_trim *trim, const struct vgpu_trim_reading *now)
 	/* Alone, events tell the truth, and to a finer grain than NVML. */
 	alone = !now->limit || now->limit >= VGPU_UNLIMITED_PERMILLE || now->others < OTHERS_MIN;
 	if (alone || !trim->permille)
-		*trim = (struct vgpu_trim){.permille = 1000, .phase = IDLE};
+		*trim = (struct vgpu_trim){.permille = VGPU_UNTRIMMED, .phase = IDLE};
 	if (alone)
 		return;
 	/* What was launched before it became idle may still run. */

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/statvfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "vgpu.h"
@@ -147,6 +148,26 @@ static uint64_t packed(struct vgpu_rate rate)
 	return rate.permille | (uint64_t)rate.first << 15 | rate.burst_ns << 16;
 }
 
+bool vgpu_part_node_lives(struct vgpu_part *part)
+{
+	uint32_t heartbeat = __atomic_load_n(&part->grant->heartbeat, __ATOMIC_RELAXED);
+	struct timespec now;
+
+	if (!heartbeat)
+		return true;
+	clock_gettime(CLOCK_MONOTONIC_COARSE, &now); /* at each launch */
+	return vgpu_node_lives(&part->heartbeat, heartbeat,
+			       (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec);
+}
+
+static struct vgpu_rate rate_of(struct vgpu_part *part)
+{
+	const struct vgpu_grant_device *device = &part->grant->devices[part->index];
+	bool alone = __atomic_load_n(&device->flags, __ATOMIC_RELAXED) & VGPU_GRANT_ALONE;
+
+	return vgpu_rate_of(device, alone && vgpu_part_node_lives(part));
+}
+
 /* As vgpu_part_limit, for compute. */
 struct vgpu_rate vgpu_part_rate(struct vgpu_part *part)
 {
@@ -154,7 +175,7 @@ struct vgpu_rate vgpu_part_rate(struct vgpu_part *part)
 
 	for (int attempt = 0; attempt < 100; attempt++) {
 		uint64_t before = __atomic_load_n(&part->grant->sequence, __ATOMIC_ACQUIRE);
-		struct vgpu_rate rate = vgpu_rate_of(&part->grant->devices[part->index]);
+		struct vgpu_rate rate = rate_of(part);
 
 		if (!(before & 1) &&
 		    before == __atomic_load_n(&part->grant->sequence, __ATOMIC_RELAXED)) {
@@ -195,7 +216,7 @@ static const char *add(struct vgpu_grants *grants, const struct vgpu_grant *gran
 		part->index = i;
 		part->limit = effective_limit(&grant->devices[i]);
 		vgpu_part_limit(part);
-		part->rate = packed(vgpu_rate_of(&grant->devices[i]));
+		part->rate = packed(rate_of(part));
 		vgpu_part_rate(part);
 		if (fresh)
 			atomic_store(&grants->card_count, grants->card_count + 1);

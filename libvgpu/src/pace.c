@@ -29,7 +29,7 @@ struct pair {
 struct vgpu_paced { /* one for each card; of this process alone */
 	struct vgpu_pacer pacer;
 	struct pair pairs[VGPU_SAMPLES];
-	struct vgpu_gate gate;
+	struct vgpu_renewed gate;
 	uint64_t polled_ns;
 };
 
@@ -64,6 +64,17 @@ bool vgpu_pace_wanted(void)
 	return false;
 }
 
+/* The clock is asked only where there is a correction. */
+static uint32_t trim_of(struct vgpu_part *part)
+{
+	uint32_t trim = atomic_load_explicit(&part->view->map->devices[part->index].trim_permille,
+					     memory_order_relaxed);
+
+	if (!trim || trim == VGPU_UNTRIMMED)
+		return trim;
+	return vgpu_part_node_lives(part) ? trim : 0;
+}
+
 /* The grants of a card add up; if one is not limited, the card is not. */
 static bool make_bill(struct vgpu_card *card, struct vgpu_bill *bill)
 {
@@ -71,11 +82,14 @@ static bool make_bill(struct vgpu_card *card, struct vgpu_bill *bill)
 
 	bill->count = card->part_count;
 	bill->rate = (struct vgpu_rate){0};
+	bill->trim_permille = 0;
 	for (unsigned int i = 0; i < card->part_count; i++) {
 		struct vgpu_rate rate = vgpu_part_rate(&card->parts[i]);
 
 		if (rate.permille >= VGPU_UNLIMITED_PERMILLE)
 			return false;
+		if (!i)
+			bill->trim_permille = trim_of(&card->parts[i]);
 		bill->devices[i] = &card->parts[i].view->map->devices[card->parts[i].index];
 		bill->rate.permille += rate.permille;
 		bill->rate.first |= rate.first;

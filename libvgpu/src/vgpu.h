@@ -112,6 +112,7 @@ struct vgpu_part { /* what one grant gives of one card */
 	unsigned int index; /* of the device in grant and region */
 	uint64_t limit;     /* last consistent value; UINT64_MAX = not limited */
 	uint64_t rate;      /* likewise, packed */
+	struct vgpu_renewed heartbeat;
 };
 struct vgpu_card {
 	uint8_t uuid[16];
@@ -133,6 +134,7 @@ void vgpu_grants_load(struct vgpu_grants *grants);
 void vgpu_grants_add(struct vgpu_grants *grants, const struct vgpu_grant *grant, const char *path);
 uint64_t vgpu_part_limit(struct vgpu_part *part);
 struct vgpu_rate vgpu_part_rate(struct vgpu_part *part);
+bool vgpu_part_node_lives(struct vgpu_part *part);
 bool vgpu_part_spills(const struct vgpu_part *part);
 bool vgpu_part_is_served(const struct vgpu_part *part); /* by MPS */
 bool vgpu_uuid_parse(const char *text, size_t size, uint8_t uuid[16]);

@@ -19,7 +19,7 @@ int main(void)
 	FIELD(vgpu_grant, magic), FIELD(vgpu_grant, abi_major), FIELD(vgpu_grant, abi_minor);
 	FIELD(vgpu_grant, file_size), FIELD(vgpu_grant, sequence), FIELD(vgpu_grant, device_count);
 	FIELD(vgpu_grant, flags), FIELD(vgpu_grant, claim_uid), FIELD(vgpu_grant, request);
-	FIELD(vgpu_grant, reserved), FIELD(vgpu_grant, devices);
+	FIELD(vgpu_grant, heartbeat), FIELD(vgpu_grant, reserved), FIELD(vgpu_grant, devices);
 	END;
 	BEGIN(vgpu_grant_device);
 	FIELD(vgpu_grant_device, uuid), FIELD(vgpu_grant_device, memory_limit_bytes);

@@ -84,17 +84,19 @@ static uint32_t permille(uint32_t cores, uint32_t policy, uint32_t flags, uint32
 					  .flags = flags,
 					  .ceiling_percent = ceiling};
 
-	return vgpu_rate_of(&grant).permille;
+	return vgpu_rate_of(&grant, true).permille;
 }
 
 static void policies(void)
 {
 	struct vgpu_grant_device grant = {.priority_plus_one = 1, .burst_ms = 5000};
+	struct vgpu_grant_device lifted = {.cores_percent = 30, .flags = VGPU_GRANT_ALONE};
 
 	IS(permille(30, VGPU_POLICY_DEFAULT, 0, 0), 300);
 	IS(permille(30, VGPU_POLICY_DEFAULT, VGPU_GRANT_ALONE, 0), 1000);
 	IS(permille(30, VGPU_POLICY_DEFAULT, VGPU_GRANT_ALONE, 80), 800);
 	IS(permille(30, VGPU_POLICY_DEFAULT, VGPU_GRANT_ALONE, 20), 300);
+	IS(vgpu_rate_of(&lifted, false).permille, 300); /* who says so lives no more */
 	IS(permille(30, VGPU_POLICY_DEFAULT, 0, 80), 300);
 	IS(permille(30, VGPU_POLICY_FORCE, VGPU_GRANT_ALONE, 0), 300);
 	IS(permille(30, VGPU_POLICY_FORCE, VGPU_GRANT_ALONE, 80), 800);
@@ -102,15 +104,15 @@ static void policies(void)
 	IS(permille(30, VGPU_POLICY_FORCE, VGPU_GRANT_CONTROL_DISABLED, 0), 1000);
 	IS(permille(0, VGPU_POLICY_FORCE, 0, 0), 1000);
 	IS(permille(100, VGPU_POLICY_FORCE, 0, 0), 1000);
-	CHECK(vgpu_rate_of(&grant).first);
-	IS(vgpu_rate_of(&grant).burst_ns, 1000 * MS);
+	CHECK(vgpu_rate_of(&grant, true).first);
+	IS(vgpu_rate_of(&grant, true).burst_ns, 1000 * MS);
 	grant.priority_plus_one = 0;
-	CHECK(!vgpu_rate_of(&grant).first);
+	CHECK(!vgpu_rate_of(&grant, true).first);
 }
 
 static void gates(void)
 {
-	struct vgpu_gate gate = {0};
+	struct vgpu_renewed gate = {0}, heartbeat = {0};
 
 	CHECK(!vgpu_gate_holds(&gate, 0, NOW));
 	CHECK(vgpu_gate_holds(&gate, 7, NOW));
@@ -119,6 +121,14 @@ static void gates(void)
 	CHECK(vgpu_gate_holds(&gate, 8, NOW + 2000 * MS));
 	CHECK(!vgpu_gate_holds(&gate, 0, NOW + 2001 * MS));
 	CHECK(vgpu_gate_holds(&gate, 7, NOW + 2002 * MS));
+	CHECK(vgpu_node_lives(&heartbeat, 0, NOW));
+	CHECK(vgpu_node_lives(&heartbeat, 0, NOW + 60000 * MS)); /* it tells none */
+	CHECK(vgpu_node_lives(&heartbeat, 3, NOW + 60000 * MS));
+	CHECK(vgpu_node_lives(&heartbeat, 3, NOW + 69999 * MS));
+	CHECK(!vgpu_node_lives(&heartbeat, 3, NOW + 70000 * MS));
+	CHECK(!vgpu_node_lives(&heartbeat, 3, NOW + 80000 * MS));
+	CHECK(vgpu_node_lives(&heartbeat, 4, NOW + 80000 * MS));
+	CHECK(vgpu_node_lives(&heartbeat, 4, NOW + 79000 * MS)); /* another thread's clock */
 }
 
 static uint32_t trim_after(struct vgpu_trim *trim, unsigned int seconds, uint32_t observed,

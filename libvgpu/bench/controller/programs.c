@@ -230,7 +230,7 @@ static void publish_trim(struct world *world, struct tenant *tenant)
 	}
 	tenant->charged_before = tenant->device.busy_ns;
 	vgpu_trim_step(&tenant->trim, &now);
-	tenant->device.trim_permille = tenant->trim.permille;
+	tenant->bill.trim_permille = tenant->trim.permille;
 }
 
 static void tick(struct world *world)
@@ -303,7 +303,7 @@ static void make_tenant(struct tenant *tenant, unsigned int percent)
 
 	tenant->percent = percent;
 	tenant->bill = (struct vgpu_bill){
-		.devices = {&tenant->device}, .count = 1, .rate = vgpu_rate_of(&grant)};
+		.devices = {&tenant->device}, .count = 1, .rate = vgpu_rate_of(&grant, true)};
 }
 
 static struct world *make_world(const struct setup *setup)

@@ -21,6 +21,11 @@
  * memory_limit_bytes, cores_percent, the flags and, from 1.1 on, core_policy,
  * priority_plus_one, ceiling_percent and burst_ms may change; which cards are
  * granted, and in which order, is fixed for the life of the file.
+ *
+ * heartbeat changes every few seconds, outside the sequence, while the node lives. If it
+ * has stayed the same for VGPU_HEARTBEAT_STALE_MS, what the node says of the moment (ALONE
+ * here, the correction of charges in the region) counts as not said. It is here because
+ * tenants cannot write here, and a count because their clocks may be others.
  */
 #ifndef VGPU_GRANT_H
 #define VGPU_GRANT_H
@@ -31,7 +36,8 @@
 
 #define VGPU_GRANT_MAGIC "VGPUGRNT" /* 8 bytes, no NUL */
 #define VGPU_GRANT_ABI_MAJOR 1
-#define VGPU_GRANT_ABI_MINOR 3 /* 1: policy, priority, ceiling, burst, ALONE; 2: SPILL; 3: MPS */
+/* 1: policy, priority, ceiling, burst, ALONE; 2: SPILL; 3: MPS; 4: heartbeat */
+#define VGPU_GRANT_ABI_MINOR 4
 #define VGPU_MAX_DEVICES 32
 #define VGPU_UUID_SIZE 48
 
@@ -47,6 +53,8 @@
 /* Device flag: the node serves the card by MPS, so cores_percent may hold in space: what a
  * client's active thread percentage leaves it is not held back in time as well. */
 #define VGPU_GRANT_MPS 8u
+
+#define VGPU_HEARTBEAT_STALE_MS 10000u
 
 /* When compute is limited: as HAMi's GPU_CORE_UTILIZATION_POLICY. */
 #define VGPU_POLICY_DEFAULT 0u /* unless ALONE */
@@ -76,7 +84,8 @@ struct vgpu_grant {
 	uint32_t flags;        /* zero */
 	char claim_uid[64];    /* NUL padded */
 	char request[64];      /* NUL padded */
-	uint8_t reserved[96];  /* zero */
+	uint32_t heartbeat;    /* another value every few seconds; 0 = never */
+	uint8_t reserved[92];  /* zero */
 	struct vgpu_grant_device devices[VGPU_MAX_DEVICES];
 };
 
@@ -100,7 +109,8 @@ static_assert(offsetof(struct vgpu_grant, device_count) == 24, "grant ABI");
 static_assert(offsetof(struct vgpu_grant, flags) == 28, "grant ABI");
 static_assert(offsetof(struct vgpu_grant, claim_uid) == 32, "grant ABI");
 static_assert(offsetof(struct vgpu_grant, request) == 96, "grant ABI");
-static_assert(offsetof(struct vgpu_grant, reserved) == 160, "grant ABI");
+static_assert(offsetof(struct vgpu_grant, heartbeat) == 160, "grant ABI");
+static_assert(offsetof(struct vgpu_grant, reserved) == 164, "grant ABI");
 static_assert(offsetof(struct vgpu_grant, devices) == 256, "grant ABI");
 static_assert(sizeof(struct vgpu_grant) == 4352, "grant ABI");
 

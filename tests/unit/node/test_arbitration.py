@@ -122,6 +122,11 @@ class Node:
         paths = (self.directories.grant_path(f"claim-{name}", "gpu") for name in names)
         return [decode_grant(path.read_bytes()).devices[0].alone for path in paths]
 
+    def heartbeat(self, name: str) -> int:
+        """Return the last one that its grant heard."""
+        path = self.directories.grant_path(f"claim-{name}", "gpu")
+        return decode_grant(path.read_bytes()).heartbeat
+
     def launch(self, name: str, busy_ns: int) -> None:
         """Charge GPU time as libvgpu does."""
         with (self.directory(name) / "region").open("r+b") as file:
@@ -222,6 +227,49 @@ async def test_only_the_instance_that_leads_writes(node: Node) -> None:
     node.leads = True
     await node.look(2)
     assert (node.alone("a"), node.card("a").overhead_bytes) == ([True], 300 * MIB)
+
+
+async def test_grants_hear_a_heartbeat_while_the_node_sees_and_leads(node: Node) -> None:
+    node.add("a")
+    node.add("free", cores_percent=0)
+    beats: list[int] = []
+
+    async def listen(seconds: int) -> int:
+        """Return how many different ones were heard."""
+        beats.clear()
+        for _ in range(seconds):
+            await node.look()
+            beats.append(node.heartbeat("a"))
+        return len(set(beats))
+
+    assert await listen(12) >= 4
+    assert 0 not in beats
+    assert node.alone("a") == [True]
+    grant = decode_grant(node.directories.grant_path("claim-a", "gpu").read_bytes())
+    assert grant.sequence % 2 == 0
+    assert node.heartbeat("free") == 0, "nothing of the moment is told to it"
+    node.driver.fault = True
+    assert await listen(12) == 1
+    node.driver.fault = False
+    assert await listen(4) >= 2
+    node.leads = False
+    assert await listen(12) == 1
+    node.leads = True
+    assert await listen(1) == 1
+    assert beats[0] != 0
+
+
+async def test_a_heartbeat_outlives_what_else_is_written(node: Node) -> None:
+    node.add("a")
+    await node.look()
+    before = node.heartbeat("a")
+    binding = node.held[0].binding
+    card = replace(binding.devices[0], cores_percent=9)
+    node.directories.ensure(replace(binding, devices=(card,)))
+
+    assert node.heartbeat("a") == before != 0
+    node.directories.remove("claim-a")
+    await node.look(4)
 
 
 async def test_the_correction_is_told_and_taken_back(node: Node) -> None:
