@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 MAGIC = b"VGPUREGN"
 ABI_MAJOR = 1
-ABI_MINOR = 3
+ABI_MINOR = 4
 MAX_DEVICES = 32
 SPILL_DEVICES = 16
 SLOT_COUNT = 1024
@@ -62,7 +62,7 @@ DEVICE_OFFSETS = {
     "due_ns": 160,
     "throttled_ns": 168,
     "limit_permille": 176,
-    "reserved2": 180,
+    "watched": 180,
     "known_ns": 184,
     "alloc_count": 192,
     "free_count": 200,

@@ -77,6 +77,7 @@ class Gates:
         # From here on, the executor's thread alone.
         self._files: dict[Path, RegionFile] = {}
         self._busy_ns: dict[ShareName, int] = {}
+        self._asked: set[ShareName] = set()
         self._launched: dict[ShareName, float] = {}
         self._closed: dict[ShareName, tuple[Place, float]] = {}
         self._counter = 0
@@ -136,18 +137,23 @@ class Gates:
             self._close_files()
 
     def _look(self, rivals: dict[ShareName, Place], now: float) -> None:
-        busy = {name: self._read(place) for name, place in rivals.items()}
-        for name, value in busy.items():
-            if name in self._busy_ns and self._busy_ns[name] != value:
-                self._launched[name] = now
-        self._busy_ns = busy
+        busy: dict[ShareName, int] = {}
+        asked: set[ShareName] = set()
+        for name, place in rivals.items():
+            with suppress(OSError, ValueError):
+                file = self._open(place)
+                if file is None:
+                    continue
+                busy[name], waits = file.read_launches(name.index)
+                if (name in self._asked and not waits) or (
+                    self._busy_ns.get(name, busy[name]) != busy[name]
+                ):
+                    self._launched[name] = now
+                if not waits:
+                    file.ask_launches(name.index)
+                asked.add(name)
+        self._busy_ns, self._asked = busy, asked
         self._launched = {name: at for name, at in self._launched.items() if name in rivals}
-
-    def _read(self, place: Place) -> int:
-        with suppress(OSError, ValueError):
-            file = self._open(place)
-            return 0 if file is None else file.read_busy_ns(place.name.index)
-        return 0
 
     def _write(self, place: Place, value: int) -> bool:
         try:

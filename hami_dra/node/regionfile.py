@@ -15,6 +15,7 @@ import mmap
 import os
 import platform
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,6 +37,8 @@ _LONGEST_BYTES: Final = FILE_SIZE + 1
 """Enough to see that a file is too long; a tenant may make it as large as it likes."""
 _MOST_BYTES: Final = 1 << 62
 """More than any card has; the driver's count may be nonsense, and the sum of it must fit."""
+_LAUNCHES: Final = struct.Struct("<Q20xI")
+"""From busy_ns to watched."""
 _FUTEX_NUMBERS: Final = {"x86_64": 202, "aarch64": 98}
 _FUTEX_WAKE: Final = 1
 _EVERYBODY: Final = 2**31 - 1
@@ -74,14 +77,29 @@ class RegionFile:
         """
         return decode_region(os.pread(self._descriptor, _LONGEST_BYTES, 0))
 
-    def read_busy_ns(self, index: int) -> int:
-        """Return the GPU time that a device was charged so far; 0 if the file has become too short.
+    def read_launches(self, index: int) -> tuple[int, bool]:
+        """Return what shows that programs launch on a device; zeros if the file is too short.
+
+        Returns:
+            The GPU time that was charged so far, and whether a question (`ask_launches`) is
+            still without an answer.
 
         Raises:
             OSError: It cannot be read.
         """
-        raw = os.pread(self._descriptor, 8, _device_offset(index, "busy_ns"))
-        return int.from_bytes(raw, "little") if len(raw) == 8 else 0  # noqa: PLR2004 - uint64_t
+        raw = os.pread(self._descriptor, _LAUNCHES.size, _device_offset(index, "busy_ns"))
+        if len(raw) < _LAUNCHES.size:
+            return 0, False
+        busy_ns, watched = _LAUNCHES.unpack(raw)
+        return busy_ns, watched != 0
+
+    def ask_launches(self, index: int) -> None:
+        """Ask whether a program launches on a device, charged or not: the next launch answers.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        self._write(_device_offset(index, "watched"), 1, 4)
 
     def write_overhead(self, index: int, value: int) -> None:
         """Say how many bytes of a device the driver has for the grant's processes.

@@ -37,11 +37,25 @@ static struct vgpu_paced *paced_cards[VGPU_MAX_CARDS];
 
 /* ---- what is limited */
 
+/* Who is not charged shows in no region that it launches. The node asks, where it has to
+ * know; until it asks again, nothing but a look at its question is needed. */
+static void answer(const struct vgpu_card *card)
+{
+	for (unsigned int i = 0; card && i < card->part_count; i++) {
+		const struct vgpu_part *part = &card->parts[i];
+		uint32_t *word = &part->view->map->devices[part->index].watched;
+
+		if (atomic_load_explicit(word, memory_order_relaxed))
+			atomic_store_explicit(word, 0, memory_order_relaxed);
+	}
+}
+
 /* Whether any card may be: the one question that an unlimited launch has to ask. */
 bool vgpu_pace_wanted(void)
 {
 	struct vgpu_grants *grants;
 	unsigned int count;
+	uint32_t asked = 0;
 
 	if (vgpu_state() != VGPU_ON)
 		return false;
@@ -60,7 +74,12 @@ bool vgpu_pace_wanted(void)
 			    !(atomic_load_explicit(&device->flags, memory_order_relaxed) &
 			      VGPU_GRANT_CONTROL_DISABLED))
 				return true;
+			asked |=
+				atomic_load_explicit(&part->view->map->devices[part->index].watched,
+						     memory_order_relaxed);
 		}
+	if (asked)
+		answer(count == 1 ? &grants->cards[0] : vgpu_card_current());
 	return false;
 }
 
@@ -274,6 +293,7 @@ void vgpu_pace_enter(struct vgpu_launch *launch, uint64_t key, CUstream stream, 
 	int kept_errno = errno;
 
 	launch->paced = NULL;
+	answer(card);
 	if (!card || !make_bill(card, &launch->bill) || is_captured(stream, per_thread))
 		return;
 	launch->paced = paced_of(card);

@@ -48,7 +48,7 @@ int main(void)
 	FIELD(vgpu_region_device, last_refill_ns), FIELD(vgpu_region_device, trim_permille);
 	FIELD(vgpu_region_device, gate), FIELD(vgpu_region_device, busy_ns);
 	FIELD(vgpu_region_device, due_ns), FIELD(vgpu_region_device, throttled_ns);
-	FIELD(vgpu_region_device, limit_permille), FIELD(vgpu_region_device, reserved2);
+	FIELD(vgpu_region_device, limit_permille), FIELD(vgpu_region_device, watched);
 	FIELD(vgpu_region_device, known_ns);
 	FIELD(vgpu_region_device, alloc_count);
 	FIELD(vgpu_region_device, free_count), FIELD(vgpu_region_device, oom_count);

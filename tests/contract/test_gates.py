@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from hami_dra.contract import grant
 from hami_dra.node.regionfile import RegionFile, open_region
@@ -22,7 +25,7 @@ FUTEX_SECONDS = 0.05
 
 
 @contextmanager
-def working(tmp_path: Path, *, priority: int | None = None) -> Iterator[RegionFile]:
+def working(tmp_path: Path, **changes: Any) -> Iterator[RegionFile]:
     """Keep a card busy through libvgpu, with half of its time, and yield the open region."""
     for name in ("sim", "dev", "grants/uid_gpu/region"):
         (tmp_path / name).mkdir(parents=True)
@@ -30,7 +33,8 @@ def working(tmp_path: Path, *, priority: int | None = None) -> Iterator[RegionFi
     (tmp_path / "sim/cards.ini").write_text(
         f"[card]\nuuid = {UUID}\nname = card\nmemory_mib = 40960\npci = 0000:3b:00.0\n"
     )
-    device = grant.GrantDevice(UUID, 0, 50, core_policy="force", priority=priority)
+    facts: dict[str, Any] = {"cores_percent": 50, "core_policy": "force"} | changes
+    device = grant.GrantDevice(UUID, 0, **facts)
     one = grant.Grant("uid", "gpu", (device,))
     (tmp_path / "grants/uid_gpu/grant").write_bytes(grant.encode_grant(one))
     program = subprocess.Popen(  # noqa: S603 - built here
@@ -50,7 +54,7 @@ def working(tmp_path: Path, *, priority: int | None = None) -> Iterator[RegionFi
         region = open_region(directory, write=True)
         assert region is not None
         with region:
-            wait_until(lambda: region.read_busy_ns(0) > 0)
+            launches(region)
             yield region
     finally:
         program.kill()
@@ -66,11 +70,17 @@ def wait_until(done: Callable[[], bool]) -> float:
     return time.monotonic()
 
 
+def launches(region: RegionFile) -> None:
+    """Return when somebody has launched, charged or not."""
+    region.ask_launches(0)
+    wait_until(lambda: not region.read_launches(0)[1])
+
+
 def stays(region: RegionFile, seconds: float) -> bool:
     """Whether nothing is launched for so long."""
-    before = region.read_busy_ns(0)
+    before = region.read_launches(0)[0]
     time.sleep(seconds)  # that nothing happens is no event
-    return region.read_busy_ns(0) == before
+    return region.read_launches(0)[0] == before
 
 
 def close(region: RegionFile, value: int) -> None:
@@ -86,10 +96,10 @@ def test_a_gate_that_opens_lets_launches_go_at_once(tmp_path: Path) -> None:
     with working(tmp_path) as region:
         for number in range(1, ROUNDS + 1):
             close(region, number)
-            before = region.read_busy_ns(0)
+            before = region.read_launches(0)[0]
             opened = time.monotonic()
             region.write_gate(0, 0)
-            delays.append(wait_until(lambda: region.read_busy_ns(0) != before) - opened)  # noqa: B023
+            delays.append(wait_until(lambda: region.read_launches(0)[0] != before) - opened)  # noqa: B023
     # Without being woken it would be half of what it sleeps, as a rule.
     assert statistics.median(delays) < FUTEX_SECONDS / 10, delays
 
@@ -97,9 +107,9 @@ def test_a_gate_that_opens_lets_launches_go_at_once(tmp_path: Path) -> None:
 def test_a_gate_that_nobody_renews_opens_by_itself(tmp_path: Path) -> None:
     with working(tmp_path) as region:
         close(region, 7)
-        before = region.read_busy_ns(0)
+        before = region.read_launches(0)[0]
         closed = time.monotonic()
-        assert wait_until(lambda: region.read_busy_ns(0) != before) - closed > 1
+        assert wait_until(lambda: region.read_launches(0)[0] != before) - closed > 1
         for value in range(8, 13):
             close(region, value)
             assert stays(region, 0.7)
@@ -109,3 +119,15 @@ def test_a_gate_does_not_hold_who_comes_first(tmp_path: Path) -> None:
     with working(tmp_path, priority=0) as region:
         region.write_gate(0, 7)
         assert not stays(region, 0.5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"cores_percent": 0}, {"core_policy": "default", "alone": True}]
+)
+def test_whoever_launches_answers_charged_or_not(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with working(tmp_path, **changes) as region:
+        for _ in range(ROUNDS):
+            launches(region)
+        charged = region.read_launches(0)[0]
+
+    assert (charged > 0) == (not changes)

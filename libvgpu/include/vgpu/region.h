@@ -41,8 +41,9 @@
 
 #define VGPU_REGION_MAGIC "VGPUREGN" /* 8 bytes, no NUL */
 #define VGPU_REGION_ABI_MAJOR 1
-/* 1: due_ns and what is counted about waiting; 2: what spilled to the host; 3: shares_turns */
-#define VGPU_REGION_ABI_MINOR 3
+/* 1: due_ns and what is counted about waiting; 2: what spilled to the host; 3: shares_turns;
+ * 4: watched */
+#define VGPU_REGION_ABI_MINOR 4
 #define VGPU_REGION_SLOTS 1024
 
 /* A region of at most so many devices has room to say what spilled. */
@@ -96,7 +97,7 @@ struct vgpu_region_device {
 	uint64_t due_ns;         /* W libvgpu (CAS): CLOCK_MONOTONIC; all is paid for by then */
 	uint64_t throttled_ns;   /* W libvgpu (atomic): sum of what launches waited */
 	uint32_t limit_permille; /* W libvgpu: last limit seen; 0 = none yet, 1000 = not limited */
-	uint32_t reserved2;
+	uint32_t watched;  /* W node: 1 asks whether somebody launches; W libvgpu: 0 says so */
 	uint64_t known_ns; /* W libvgpu (CAS): CLOCK_MONOTONIC; first samples are charged so far */
 	/* line 3: statistics */
 	uint64_t alloc_count;      /* W libvgpu; R node */
@@ -165,7 +166,7 @@ VGPU_REGION_AT(vgpu_region_device, busy_ns, 152);
 VGPU_REGION_AT(vgpu_region_device, due_ns, 160);
 VGPU_REGION_AT(vgpu_region_device, throttled_ns, 168);
 VGPU_REGION_AT(vgpu_region_device, limit_permille, 176);
-VGPU_REGION_AT(vgpu_region_device, reserved2, 180);
+VGPU_REGION_AT(vgpu_region_device, watched, 180);
 VGPU_REGION_AT(vgpu_region_device, known_ns, 184);
 VGPU_REGION_AT(vgpu_region_device, alloc_count, 192);
 VGPU_REGION_AT(vgpu_region_device, free_count, 200);

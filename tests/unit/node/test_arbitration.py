@@ -133,6 +133,14 @@ class Node:
             file.seek(256 + 152)
             file.write(busy_ns.to_bytes(8, "little"))
 
+    def answer(self, name: str) -> None:
+        """Say that somebody launches, charged or not, as libvgpu does."""
+        with (self.directory(name) / "region").open("r+b") as file:
+            file.seek(256 + 180)
+            assert file.read(4) == (1).to_bytes(4, "little")
+            file.seek(256 + 180)
+            file.write(bytes(4))
+
 
 @contextmanager
 def making_node(state: Path) -> Iterator[Node]:
@@ -375,6 +383,31 @@ async def test_a_higher_priority_that_is_not_charged_is_seen_by_the_driver(node:
     node.step()
     assert node.card("low").gate != 0
     node.driver.processes = {107: ("high", 1, 0)}
+    await node.look()
+    node.step()
+    assert node.card("low").gate == 0
+
+
+async def test_a_higher_priority_that_is_not_charged_answers_when_it_launches(node: Node) -> None:
+    node.add("high", priority=0, cores_percent=0)
+    node.add("low")
+    node.driver.processes = {107: ("high", 1, 0), 108: ("low", 1, 50)}
+    await node.look()
+    for _ in range(3):
+        node.step()
+        assert node.card("low").gate == 0, "it was asked, and has not answered"
+    node.answer("high")
+    node.step()
+    assert node.card("low").gate != 0
+    node.step(LINGER_SECONDS / 2)
+    assert node.card("low").gate != 0
+    node.step(LINGER_SECONDS)
+    assert node.card("low").gate == 0
+    # A region that somebody makes anew has no question in it, and is no answer.
+    (node.directory("high") / "region").unlink()
+    await node.look()
+    node.step()
+    (node.directory("high") / "region").write_bytes(encode_region(CARD))
     await node.look()
     node.step()
     assert node.card("low").gate == 0

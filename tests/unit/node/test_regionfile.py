@@ -145,7 +145,7 @@ def test_a_file_cut_short_under_our_hands_hurts_nobody(directory: Path) -> None:
         os.truncate(directory / "region", 0)
         with pytest.raises(ValueError, match="is 336128 bytes long, this is 0"):
             opened.read()
-        assert opened.read_busy_ns(0) == 0
+        assert opened.read_launches(0) == (0, False)
         opened.write_gate(0, 0)  # wakes at a page that is not there
         opened.write_host_pid(region.SLOT_COUNT - 1, 1)
         opened.write_overhead(region.MAX_DEVICES - 1, 1)
