@@ -52,7 +52,8 @@ DEVICE_OFFSETS = {
     "used_bytes": 64,
     "overhead_bytes": 72,
     "peak_bytes": 80,
-    "reserved1": 88,
+    "long_ns": 88,
+    "reserved1": 96,
     "spill_count": 120,
     "bucket_ns": 128,
     "last_refill_ns": 136,
@@ -83,7 +84,7 @@ SLOT_OFFSETS = {
 }
 
 _HEADER = struct.Struct("<8sHHIIIIIIIQQ64xII")
-_DEVICE = struct.Struct("<48sQ8xQQQ32xQ16xIIQQQI12xQQQQQ6I")
+_DEVICE = struct.Struct("<48sQ8xQQQQ24xQ16xIIQQQI12xQQQQQ6I")
 _SLOT = struct.Struct(f"<IIIIQQ32x{MAX_DEVICES}Q")
 _UNLIMITED = 2**64 - 1
 
@@ -97,6 +98,7 @@ class RegionDevice:
             driver keeps them on the card or in the host's memory, as there is room.
         spill_count: Allocations that went this way since the region was made.
         busy_ns: GPU time charged since the region was made.
+        long_ns: Of that, what the node's correction is for.
         due_ns: CLOCK_MONOTONIC time by which all that was launched is paid for; 0 before any.
         throttled_ns: How long launches were held back, added up.
         limit_permille: The compute limit that was last obeyed; 1000 = none, 0 = not launched yet.
@@ -113,6 +115,7 @@ class RegionDevice:
     spilled_bytes: int
     spill_count: int
     busy_ns: int
+    long_ns: int
     due_ns: int
     throttled_ns: int
     limit_permille: int
@@ -156,7 +159,7 @@ def slot_lock_offset(slot: int) -> int:
 
 
 def _decode_device(index: int, data: bytes, spilled: int) -> RegionDevice:
-    uuid, limit, used, overhead, peak, spills, trim, gate, *rest = _DEVICE.unpack_from(
+    uuid, limit, used, overhead, peak, long, spills, trim, gate, *rest = _DEVICE.unpack_from(
         data, DEVICES_OFFSET + index * DEVICE_SIZE
     )
     busy, due, throttled, permille, *counts = rest
@@ -173,6 +176,7 @@ def _decode_device(index: int, data: bytes, spilled: int) -> RegionDevice:
         spilled_bytes=spilled,
         spill_count=spills,
         busy_ns=busy,
+        long_ns=long,
         due_ns=due,
         throttled_ns=throttled,
         limit_permille=permille,

@@ -40,6 +40,7 @@ class _Account:
     """What is remembered of a share between two readings."""
 
     busy_ns: int
+    long_ns: int
     due_ns: int
 
 
@@ -150,15 +151,14 @@ class Arbiter:
                 continue
             seen = sum(item.use.busy_permille or 0 for item in mine)
             workers = sum(1 for item in mine if item.use.busy_permille)
-            charged_us = (device.busy_ns - known.busy_ns) * 1_000_000 // elapsed_ns
             trims[share.name] = step_trim(
                 self._trims.get(share.name, Trim()),
                 TrimReading(
                     limit=0 if lifted else sum(part.permille for part in bill),
                     observed=seen + workers * _CUT_PERMILLE,
                     others=sum(time or 0 for time in times) - seen,
-                    # The tenant's words: any number.
-                    charged_us=min(max(charged_us, -CHARGED_MOST_US), CHARGED_MOST_US),
+                    charged_us=_each_second(device.busy_ns - known.busy_ns, elapsed_ns),
+                    long_us=_each_second(device.long_ns - known.long_ns, elapsed_ns),
                     owes=device.due_ns > now * 1e9,
                 ),
             )
@@ -168,7 +168,8 @@ class Arbiter:
     def remember(self, devices: Mapping[ShareName, RegionDevice]) -> None:
         """Keep what the regions say, for the next reading to be compared with."""
         self._accounts = {
-            name: _Account(device.busy_ns, device.due_ns) for name, device in devices.items()
+            name: _Account(device.busy_ns, device.long_ns, device.due_ns)
+            for name, device in devices.items()
         }
 
     def _has_launched(self, name: ShareName, device: RegionDevice | None) -> bool:
@@ -178,6 +179,11 @@ class Arbiter:
         if known is None:
             return device.busy_ns != 0
         return (known.busy_ns, known.due_ns) != (device.busy_ns, device.due_ns)
+
+
+def _each_second(charged_ns: int, elapsed_ns: int) -> int:
+    """Return microseconds; what a tenant wrote may be any number."""
+    return min(max(charged_ns * 1_000_000 // elapsed_ns, -CHARGED_MOST_US), CHARGED_MOST_US)
 
 
 def _gives_way(other: Share, share: Share, held: frozenset[ShareName]) -> bool:

@@ -17,6 +17,7 @@ _OTHERS_LEAST: Final = 20
 _MEMORY_MS: Final = 1500
 _FORGET_LEAST: Final = 80
 _FORGET_MOST: Final = 500
+_FEW: Final = 8
 _ENOUGH_US: Final = 200_000
 
 
@@ -37,6 +38,7 @@ class TrimReading:
         observed: Thousandths of the card's time that the share's processes had.
         others: The same of all other processes.
         charged_us: GPU time that it was charged, less what it was given back.
+        long_us: Of that, for kernels that the correction is for.
         owes: Whether what it launched is not paid for yet.
     """
 
@@ -44,6 +46,7 @@ class TrimReading:
     observed: int
     others: int
     charged_us: int
+    long_us: int
     owes: bool
 
 
@@ -55,12 +58,14 @@ class Trim:
         permille: What charges are to be multiplied with, in thousandths.
         phase: What became of the last reading.
         observed_us: GPU time that it had lately.
-        untrimmed_us: What it would have been charged for it without a correction.
+        short_us: What it was charged for kernels that are not corrected.
+        untrimmed_us: What it would have been charged for the others without a correction.
     """
 
     permille: int = UNCHANGED
     phase: Phase = Phase.IDLE
     observed_us: int = 0
+    short_us: int = 0
     untrimmed_us: int = 0
 
 
@@ -73,18 +78,22 @@ def step_trim(trim: Trim, now: TrimReading) -> Trim:
     if trim.phase == Phase.IDLE:
         return replace(trim, phase=Phase.SKIPPED)
     kept = 1000
-    if trim.untrimmed_us > _ENOUGH_US:
+    if trim.untrimmed_us + trim.short_us > _ENOUGH_US:
         used_ms = max(now.observed, _divide(now.charged_us, 1000))
         kept -= min(max(used_ms * 1000 // _MEMORY_MS, _FORGET_LEAST), _FORGET_MOST)
     observed_us = trim.observed_us * kept // 1000 + now.observed * 1000
+    short_us = _divide(trim.short_us * kept, 1000) + now.charged_us - now.long_us
     untrimmed_us = _divide(trim.untrimmed_us * kept, 1000)
-    untrimmed_us += _divide(now.charged_us * 1000, trim.permille)
+    untrimmed_us += _divide(now.long_us * 1000, trim.permille)
     permille = trim.permille
-    if untrimmed_us >= _ENOUGH_US:
-        permille = observed_us * 1000 // untrimmed_us
+    if untrimmed_us + short_us >= _ENOUGH_US:
+        if untrimmed_us < _divide(short_us, _FEW) or untrimmed_us <= 0:
+            permille = UNCHANGED
+        else:
+            permille = (observed_us - short_us) * 1000 // untrimmed_us
         permille = min(max(permille, trim.permille * 2 // 3), trim.permille * 3 // 2)
         permille = min(max(permille, LOWEST), HIGHEST)
-    return Trim(permille, Phase.COUNTED, observed_us, untrimmed_us)
+    return Trim(permille, Phase.COUNTED, observed_us, short_us, untrimmed_us)
 
 
 def _divide(value: int, by: int) -> int:

@@ -61,14 +61,17 @@ struct vgpu_trim_reading {
 	uint32_t observed;  /* thousandths of the card that the grant had, by NVML */
 	uint32_t others;    /* and everybody else */
 	int32_t charged_us; /* what it was charged since the last, less what it was given back */
+	int32_t long_us;    /* of that, for kernels that the correction is for */
 	bool owes;          /* what it launched is not paid for yet */
 };
 struct vgpu_trim {         /* begins as zeros */
 	uint32_t permille; /* for the region */
 	uint32_t phase;
-	int64_t observed_us, untrimmed_us; /* of the last seconds */
+	int64_t observed_us, short_us, untrimmed_us; /* of the last seconds */
 };
 void vgpu_trim_step(struct vgpu_trim *trim, const struct vgpu_trim_reading *now);
+/* Whether it is for a kernel that costs so much, or that is measured between slices. */
+bool vgpu_trim_is_for(uint64_t cost_ns);
 uint64_t vgpu_trim_apply(uint64_t cost_ns, uint32_t trim);
 
 /* ---- compute_cost.c: what a kernel costs, learned */
@@ -125,7 +128,8 @@ struct vgpu_pacer {
 };
 struct vgpu_ticket {
 	uint64_t cost_ns; /* charged */
-	int sample;       /* put an event pair around the launch; -1 = do not */
+	uint64_t believed_ns;
+	int sample; /* put an event pair around the launch; -1 = do not */
 };
 struct vgpu_bill { /* the card's buckets: one for each grant that names it */
 	struct vgpu_region_device *devices[16];

@@ -120,10 +120,18 @@ static bool take_all(const struct vgpu_bill *bill, uint64_t now, uint64_t cost, 
 	return true;
 }
 
-static void settle_all(const struct vgpu_bill *bill, uint64_t now, int64_t delta)
+/* Of a kernel that costs so much: what the node's correction is reckoned from. */
+static void count_long(const struct vgpu_bill *bill, uint64_t cost, int64_t charged)
+{
+	for (unsigned int i = 0; vgpu_trim_is_for(cost) && i < bill->count; i++)
+		__atomic_add_fetch(&bill->devices[i]->long_ns, (uint64_t)charged, __ATOMIC_RELAXED);
+}
+
+static void settle_all(const struct vgpu_bill *bill, uint64_t now, uint64_t cost, int64_t delta)
 {
 	for (unsigned int i = 0; i < bill->count; i++)
 		vgpu_bucket_settle(bill->devices[i], now, delta, &bill->rate);
+	count_long(bill, cost, delta);
 }
 
 static uint64_t trimmed(const struct vgpu_bill *bill, uint64_t cost)
@@ -150,6 +158,8 @@ enum vgpu_answer vgpu_pacer_ask(struct vgpu_pacer *pacer, const struct vgpu_bill
 	ticket->sample = -1;
 	if (!take_all(bill, now_ns, ticket->cost_ns, when_ns))
 		return VGPU_WAIT;
+	count_long(bill, believed, (int64_t)ticket->cost_ns);
+	ticket->believed_ns = believed;
 	mixed = is_mixed(pacer, stream);
 	wanted = vgpu_cost_wants_sample(cost);
 	if (mixed && GET(pacer->group_left) && now_ns - GET(pacer->group_opened_ns) < GROUP_OPEN_NS)
@@ -186,7 +196,7 @@ void vgpu_pacer_lost(struct vgpu_pacer *pacer, int sample)
 void vgpu_pacer_undo(struct vgpu_pacer *pacer, const struct vgpu_bill *bill, uint64_t now_ns,
 		     const struct vgpu_ticket *ticket)
 {
-	settle_all(bill, now_ns, -(int64_t)ticket->cost_ns);
+	settle_all(bill, now_ns, ticket->believed_ns, -(int64_t)ticket->cost_ns);
 	vgpu_pacer_lost(pacer, ticket->sample);
 }
 
@@ -264,7 +274,15 @@ static void settle_sample(struct vgpu_pacer *pacer, const struct vgpu_bill *bill
 		real = GET(cost->mean_ns);
 	if (!sample->charged_ns)
 		real = vgpu_bucket_first(bill->devices[0], sample->launched_ns, now, real);
-	settle_all(bill, now, (int64_t)trimmed(bill, real) - (int64_t)sample->charged_ns);
+	settle_all(bill, now, real, (int64_t)trimmed(bill, real) - (int64_t)sample->charged_ns);
+}
+
+static void settle_free(const struct vgpu_bill *bill, uint64_t now,
+			const struct vgpu_sample *sample, uint64_t own)
+{
+	uint64_t real = vgpu_bucket_first(bill->devices[0], sample->launched_ns, now, own);
+
+	settle_all(bill, now, real, (int64_t)trimmed(bill, real));
 }
 
 /* Between the first begin of the last stream to begin and the last end of the first to
@@ -305,11 +323,7 @@ static void settle_group(struct vgpu_pacer *pacer, const struct vgpu_bill *bill,
 		else if (inside * 2 < count)
 			settle_sample(pacer, bill, now, sample, own[i], VGPU_SHARED);
 		else if (!sample->charged_ns) /* it was free so far */
-			settle_all(
-				bill, now,
-				(int64_t)trimmed(bill, vgpu_bucket_first(bill->devices[0],
-									 sample->launched_ns, now,
-									 (uint64_t)own[i])));
+			settle_free(bill, now, sample, (uint64_t)own[i]);
 	}
 }
 

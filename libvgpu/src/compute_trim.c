@@ -15,6 +15,7 @@
 #define MEMORY_MS 1500   /* of so much of the card's time the last is remembered, ... */
 #define FORGET_MIN 80    /* ... and in a second at least so much forgotten, ... */
 #define FORGET_MAX 500   /* ... and at most so much, in thousandths */
+#define FEW 8            /* times longer is what short kernels were charged */
 #define ENOUGH_US 200000 /* of time that was paid: less tells nothing yet */
 
 enum { IDLE, SKIPPED, COUNTED };
@@ -35,10 +36,11 @@ static void forget(struct vgpu_trim *trim, int64_t used_ms)
 {
 	int64_t part = used_ms * 1000 / MEMORY_MS;
 
-	if (trim->untrimmed_us <= ENOUGH_US)
+	if (trim->untrimmed_us + trim->short_us <= ENOUGH_US)
 		return;
 	part = part < FORGET_MIN ? FORGET_MIN : part > FORGET_MAX ? FORGET_MAX : part;
 	trim->observed_us = trim->observed_us * (1000 - part) / 1000;
+	trim->short_us = trim->short_us * (1000 - part) / 1000;
 	trim->untrimmed_us = trim->untrimmed_us * (1000 - part) / 1000;
 }
 
@@ -68,17 +70,29 @@ void vgpu_trim_step(struct vgpu_trim *trim, const struct vgpu_trim_reading *now)
 	trim->phase = COUNTED;
 	forget(trim, now->observed > charged_ms ? now->observed : charged_ms);
 	trim->observed_us += (int64_t)now->observed * 1000;
-	trim->untrimmed_us += (int64_t)now->charged_us * 1000 / trim->permille;
-	if (trim->untrimmed_us >= ENOUGH_US)
+	trim->short_us += (int64_t)now->charged_us - now->long_us;
+	trim->untrimmed_us += (int64_t)now->long_us * 1000 / trim->permille;
+	if (trim->untrimmed_us + trim->short_us < ENOUGH_US)
+		return;
+	/* What NVML sees otherwise of short kernels is not for a few long ones to bear. */
+	if (trim->untrimmed_us < trim->short_us / FEW || trim->untrimmed_us <= 0)
+		trim->permille = bounded(VGPU_UNTRIMMED, trim->permille);
+	else
 		trim->permille =
-			bounded(trim->observed_us * 1000 / trim->untrimmed_us, trim->permille);
+			bounded((trim->observed_us - trim->short_us) * 1000 / trim->untrimmed_us,
+				trim->permille);
 }
 
 /* Shorter kernels are measured between slices, and better than a whole percent tells.
  * The word is in the region, so it may be anything. */
+bool vgpu_trim_is_for(uint64_t cost_ns)
+{
+	return cost_ns >= VGPU_SLICE_MIN_NS / 2;
+}
+
 uint64_t vgpu_trim_apply(uint64_t cost_ns, uint32_t trim)
 {
-	if (!trim || cost_ns < VGPU_SLICE_MIN_NS / 2)
+	if (!trim || !vgpu_trim_is_for(cost_ns))
 		return cost_ns;
 	if (trim < VGPU_TRIM_MIN)
 		trim = VGPU_TRIM_MIN;

@@ -43,7 +43,8 @@ int main(void)
 	FIELD(vgpu_region_device, uuid), FIELD(vgpu_region_device, limit_bytes);
 	FIELD(vgpu_region_device, reserved0), FIELD(vgpu_region_device, used_bytes);
 	FIELD(vgpu_region_device, overhead_bytes), FIELD(vgpu_region_device, peak_bytes);
-	FIELD(vgpu_region_device, reserved1), FIELD(vgpu_region_device, spill_count);
+	FIELD(vgpu_region_device, long_ns), FIELD(vgpu_region_device, reserved1),
+		FIELD(vgpu_region_device, spill_count);
 	FIELD(vgpu_region_device, bucket_ns);
 	FIELD(vgpu_region_device, last_refill_ns), FIELD(vgpu_region_device, trim_permille);
 	FIELD(vgpu_region_device, gate), FIELD(vgpu_region_device, busy_ns);

@@ -142,6 +142,7 @@ static uint32_t trim_after(struct vgpu_trim *trim, unsigned int seconds, uint32_
 					     .observed = observed,
 					     .others = others,
 					     .charged_us = untrimmed_ms * (int32_t)factor,
+					     .long_us = untrimmed_ms * (int32_t)factor,
 					     .owes = untrimmed_ms != 0,
 				     });
 	}
@@ -169,6 +170,22 @@ static void trims(void)
 	/* More processes in turn: another factor, within seconds. */
 	trim_after(&trim, 10, 300, 1500, 500);
 	CHECK(trim.permille >= 195 && trim.permille <= 205);
+	/* Short kernels are not corrected: what a tenth of long ones is taken for is theirs. */
+	for (int i = 0; i < 30; i++)
+		vgpu_trim_step(&trim, &(struct vgpu_trim_reading){.limit = 300,
+								  .observed = 300,
+								  .others = 500,
+								  .charged_us = 600000,
+								  .long_us = 1000});
+	IS(trim.permille, 1000);
+	for (int i = 0; i < 30; i++)
+		vgpu_trim_step(&trim, &(struct vgpu_trim_reading){
+					      .limit = 300,
+					      .observed = 300,
+					      .others = 500,
+					      .charged_us = 200000 + 300 * (int32_t)trim.permille,
+					      .long_us = 300 * (int32_t)trim.permille});
+	CHECK(trim.permille > 330 && trim.permille < 337);
 	/* What was not charged at all, the other charges are raised for. */
 	CHECK(trim_after(&trim, 30, 600, 300, 300) > 1900);
 	other = trim;
@@ -182,7 +199,8 @@ static void trims(void)
 					      .limit = 300,
 					      .observed = i % 3 ? 0 : UINT32_MAX,
 					      .others = 500,
-					      .charged_us = i % 2 ? INT32_MIN : INT32_MAX});
+					      .charged_us = i % 2 ? INT32_MIN : INT32_MAX,
+					      .long_us = i % 5 ? INT32_MIN : INT32_MAX});
 		CHECK(trim.permille >= VGPU_TRIM_MIN && trim.permille <= VGPU_TRIM_MAX);
 	}
 	IS(vgpu_trim_apply(123456789, 0), 123456789);

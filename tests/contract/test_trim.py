@@ -21,6 +21,7 @@ class CTrimReading(ctypes.Structure):
         ("observed", ctypes.c_uint32),
         ("others", ctypes.c_uint32),
         ("charged_us", ctypes.c_int32),
+        ("long_us", ctypes.c_int32),
         ("owes", ctypes.c_bool),
     )
 
@@ -32,6 +33,7 @@ class CTrim(ctypes.Structure):
         ("permille", ctypes.c_uint32),
         ("phase", ctypes.c_uint32),
         ("observed_us", ctypes.c_int64),
+        ("short_us", ctypes.c_int64),
         ("untrimmed_us", ctypes.c_int64),
     )
 
@@ -50,12 +52,14 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 permille = st.integers(0, 1000) | st.integers(995, 1005)
+charge = st.just(0) | st.integers(-500_000, 2_000_000) | st.integers(-(2**31), 2**31 - 1)
 reading = st.builds(
     TrimReading,
     limit=st.just(300) | permille,
     observed=permille | st.integers(0, 2**32 - 1),
     others=st.just(500) | permille | st.integers(15, 25),
-    charged_us=st.just(0) | st.integers(-500_000, 2_000_000) | st.integers(-(2**31), 2**31 - 1),
+    charged_us=charge,
+    long_us=charge,
     owes=st.booleans(),
 )
 
@@ -65,12 +69,15 @@ def test_both_say_the_same(library: ctypes.CDLL, readings: list[TrimReading]) ->
     ours, theirs = Trim(), CTrim()
     for now in readings:
         ours = step_trim(ours, now)
-        facts = CTrimReading(now.limit, now.observed, now.others, now.charged_us, now.owes)
+        facts = CTrimReading(
+            now.limit, now.observed, now.others, now.charged_us, now.long_us, now.owes
+        )
         library.vgpu_trim_step(ctypes.byref(theirs), ctypes.byref(facts))
 
         assert ours.permille == theirs.permille
         assert ours.phase == theirs.phase
-        assert (ours.observed_us, ours.untrimmed_us) == (theirs.observed_us, theirs.untrimmed_us)
+        assert ours.observed_us == theirs.observed_us
+        assert (ours.short_us, ours.untrimmed_us) == (theirs.short_us, theirs.untrimmed_us)
 
 
 @given(st.integers(100, 980), st.integers(1, 9))
@@ -82,7 +89,9 @@ def test_a_share_that_is_measured_too_long_gets_its_part_within_seconds(
     for _ in range(12):
         observed = min(limit * UNCHANGED // (longer * trim.permille), 1000)
         charged_us = observed * longer * trim.permille
-        now = TrimReading(limit, observed, others=100, charged_us=charged_us, owes=True)
+        now = TrimReading(
+            limit, observed, others=100, charged_us=charged_us, long_us=charged_us, owes=True
+        )
         trim = step_trim(trim, now)
 
     assert abs(observed - limit) <= max(6, limit * 0.01)

@@ -27,7 +27,7 @@ struct tenant { /* a grant */
 	struct vgpu_region_device device;
 	struct vgpu_bill bill;
 	unsigned int percent;
-	uint64_t charged_before;
+	uint64_t charged_before, long_before;
 	struct vgpu_trim trim;
 };
 
@@ -216,8 +216,10 @@ static unsigned int tenant_seen(const struct world *world, const struct tenant *
 static void publish_trim(struct world *world, struct tenant *tenant)
 {
 	int64_t charged = (int64_t)(tenant->device.busy_ns - tenant->charged_before);
+	int64_t long_ns = (int64_t)(tenant->device.long_ns - tenant->long_before);
 	struct vgpu_trim_reading now = {.limit = tenant->percent * 10,
 					.charged_us = (int32_t)(charged / 1000),
+					.long_us = (int32_t)(long_ns / 1000),
 					.owes = tenant->device.due_ns > world->card.now};
 
 	for (unsigned int i = 0; i < world->count; i++) {
@@ -229,6 +231,7 @@ static void publish_trim(struct world *world, struct tenant *tenant)
 			now.observed += 10 * percent + 5; /* the middle of what was cut */
 	}
 	tenant->charged_before = tenant->device.busy_ns;
+	tenant->long_before = tenant->device.long_ns;
 	vgpu_trim_step(&tenant->trim, &now);
 	tenant->bill.trim_permille = tenant->trim.permille;
 }

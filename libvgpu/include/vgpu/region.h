@@ -42,7 +42,7 @@
 #define VGPU_REGION_MAGIC "VGPUREGN" /* 8 bytes, no NUL */
 #define VGPU_REGION_ABI_MAJOR 1
 /* 1: due_ns and what is counted about waiting; 2: what spilled to the host; 3: shares_turns;
- * 4: watched */
+ * 4: watched, long_ns */
 #define VGPU_REGION_ABI_MINOR 4
 #define VGPU_REGION_SLOTS 1024
 
@@ -85,7 +85,8 @@ struct vgpu_region_device {
 	uint64_t used_bytes;     /* W libvgpu (atomic): sum over the slots */
 	uint64_t overhead_bytes; /* W node: contexts, modules, ... as seen by NVML */
 	uint64_t peak_bytes;     /* W libvgpu: highest used_bytes seen */
-	uint8_t reserved1[32];
+	uint64_t long_ns;        /* W libvgpu (atomic): of busy_ns, what the correction is for */
+	uint8_t reserved1[24];
 	uint64_t spill_count; /* W libvgpu (atomic): allocations that went to the host; R node */
 	/* line 2: compute limit */
 	int64_t bucket_ns;       /* zero: two words cannot change at once; see due_ns */
@@ -156,7 +157,8 @@ VGPU_REGION_AT(vgpu_region_device, reserved0, 56);
 VGPU_REGION_AT(vgpu_region_device, used_bytes, 64);
 VGPU_REGION_AT(vgpu_region_device, overhead_bytes, 72);
 VGPU_REGION_AT(vgpu_region_device, peak_bytes, 80);
-VGPU_REGION_AT(vgpu_region_device, reserved1, 88);
+VGPU_REGION_AT(vgpu_region_device, long_ns, 88);
+VGPU_REGION_AT(vgpu_region_device, reserved1, 96);
 VGPU_REGION_AT(vgpu_region_device, spill_count, 120);
 VGPU_REGION_AT(vgpu_region_device, bucket_ns, 128);
 VGPU_REGION_AT(vgpu_region_device, last_refill_ns, 136);

@@ -73,6 +73,7 @@ def say(**changes: Any) -> RegionDevice:
         "spill_count": 0,
         "peak_bytes": 0,
         "busy_ns": 0,
+        "long_ns": 0,
         "due_ns": 0,
         "throttled_ns": 0,
         "limit_permille": 0,
@@ -376,7 +377,8 @@ def trims(
     one, two = share("one", cores_percent=40), share("two", cores_percent=0)
     arbiter, found = Arbiter(), {}
     for second in range(4):
-        device = say(busy_ns=second * charged_ms * 1_000_000, due_ns=due_ns)
+        charged_ns = second * charged_ms * 1_000_000
+        device = say(busy_ns=charged_ns, long_ns=charged_ns, due_ns=due_ns)
         devices = {one.name: device, two.name: say()}
         owned = [works(one, busy[0]), works(two, busy[1], pid=8)]
         found = arbiter.trim(
