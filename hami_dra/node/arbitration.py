@@ -13,7 +13,7 @@ corrects.
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -210,7 +210,7 @@ class Arbitration:
         self._gates.watch(_find_contests(shares, told, paths))
         await self._mark_alone(shares, told.standing)
         if uses is not None:
-            await self._tell_heartbeat(shares)
+            await self._tell_heartbeat(shares, told.devices.keys())
 
     def _set_scene(self) -> _Scene:
         held = tuple(self._held())
@@ -352,15 +352,18 @@ class Arbitration:
         self._untold.discard(grant)
         return held
 
-    async def _tell_heartbeat(self, shares: Iterable[Share]) -> None:
-        """Say that what was told holds. A node that sees nothing has nothing to say."""
+    async def _tell_heartbeat(self, shares: Iterable[Share], used: Collection[ShareName]) -> None:
+        """Say that what was told holds. A node that sees nothing has nothing to say.
+
+        Grants without a program are left alone: a file that is written is gone through anew.
+        """
         memory, now = self._memory, self._clock.monotonic()
         if memory.heartbeat is not None and now - memory.heartbeat < _HEARTBEAT_SECONDS:
             return
         memory.heartbeat = now
         # The next node begins with another number than the last one ended with.
         value = int(now * 1000) % _HEARTBEATS + 1
-        grants = {share.name.grant for share in shares if share.is_paced}
+        grants = {share.name.grant for share in shares if share.is_paced and share.name in used}
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._files, self._write_heartbeats, grants, value)
 

@@ -251,7 +251,10 @@ async def test_grants_hear_a_heartbeat_while_the_node_sees_and_leads(node: Node)
             beats.append(node.heartbeat("a"))
         return len(set(beats))
 
+    node.add("idle")
+    (node.directory("idle") / "region").unlink()
     assert await listen(12) >= 4
+    assert node.heartbeat("idle") == 0, "nobody is there to hear it"
     assert 0 not in beats
     assert node.alone("a") == [True]
     grant = decode_grant(node.directories.grant_path("claim-a", "gpu").read_bytes())
