@@ -204,6 +204,8 @@ typedef struct {
 #define CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED 900
 #define CUDA_ERROR_STREAM_CAPTURE_INVALIDATED 901
 #define CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE 910
+#define CUDA_ERROR_INVALID_RESOURCE_TYPE 914
+#define CUDA_ERROR_INVALID_RESOURCE_CONFIGURATION 915
 #define CUDA_ERROR_UNKNOWN 999
 
 #define CU_GET_PROC_ADDRESS_LEGACY_STREAM 1u
@@ -313,6 +315,43 @@ CUresult cuCtxCreate_v2(CUcontext *context, unsigned int flags, CUdevice device)
 CUresult cuCtxCreate_v3(CUcontext *context, void *affinity, int count, unsigned int flags,
 			CUdevice device);
 CUresult cuCtxCreate_v4(CUcontext *context, void *params, unsigned int flags, CUdevice device);
+/* What green contexts are made of: an ABI of 144 bytes, of which the driver keeps its own
+ * part between the type and what a program may read. */
+typedef struct CUgreenCtx_st *CUgreenCtx;
+typedef struct CUdevResourceDesc_st *CUdevResourceDesc;
+#define CU_DEV_RESOURCE_TYPE_SM 1
+#define CU_GREEN_CTX_DEFAULT_STREAM 1
+#define CU_STREAM_NON_BLOCKING 1
+typedef struct {
+	int type;
+	unsigned char internal[92];
+	union {
+		struct {
+			unsigned int smCount;
+			unsigned int minSmPartitionSize, smCoscheduledAlignment; /* CUDA 13 */
+		} sm;
+		unsigned char oversize[48];
+	};
+} CUdevResource;
+CUresult cuDeviceGetDevResource(CUdevice device, CUdevResource *resource, int type);
+CUresult cuCtxGetDevResource(CUcontext context, CUdevResource *resource, int type);
+CUresult cuGreenCtxGetDevResource(CUgreenCtx green, CUdevResource *resource, int type);
+CUresult cuDevSmResourceSplitByCount(CUdevResource *groups, unsigned int *count,
+				     const CUdevResource *input, CUdevResource *remaining,
+				     unsigned int flags, unsigned int least);
+CUresult cuDevResourceGenerateDesc(CUdevResourceDesc *desc, CUdevResource *resources,
+				   unsigned int count);
+CUresult cuGreenCtxCreate(CUgreenCtx *green, CUdevResourceDesc desc, CUdevice device,
+			  unsigned int flags);
+CUresult cuGreenCtxDestroy(CUgreenCtx green);
+CUresult cuCtxFromGreenCtx(CUcontext *context, CUgreenCtx green);
+CUresult cuGreenCtxStreamCreate(CUstream *stream, CUgreenCtx green, unsigned int flags,
+				int priority);
+CUresult cuGreenCtxRecordEvent(CUgreenCtx green, CUevent event);
+CUresult cuGreenCtxWaitEvent(CUgreenCtx green, CUevent event);
+CUresult cuGreenCtxGetId(CUgreenCtx green, unsigned long long *id);
+CUresult cuStreamGetGreenCtx(CUstream stream, CUgreenCtx *green);
+CUresult cuStreamGetDevResource(CUstream stream, CUdevResource *resource, int type);
 CUresult cuCtxDestroy(CUcontext context);
 CUresult cuCtxDestroy_v2(CUcontext context);
 CUresult cuCtxGetCurrent(CUcontext *context);

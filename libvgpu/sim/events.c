@@ -26,6 +26,20 @@ struct CUevent_st {
 	uint64_t id;
 };
 
+CUresult sim_event_record(CUevent event, uint64_t done_ns)
+{
+	if (!event)
+		return CUDA_ERROR_INVALID_HANDLE;
+	event->at->done_ns = done_ns;
+	event->at->recorded = true;
+	return CUDA_SUCCESS;
+}
+
+uint64_t sim_event_done(CUevent event)
+{
+	return event->at->recorded ? event->at->done_ns : 0;
+}
+
 SIM CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned int flags)
 {
 	CUcontext context;
@@ -157,12 +171,9 @@ SIM CUresult cuEventRecord(CUevent event, CUstream stream)
 
 	if (result != CUDA_SUCCESS)
 		return result;
-	if (!event)
-		return CUDA_ERROR_INVALID_HANDLE;
-	event->at->done_ns =
-		*sim_stream_end(context, stream) > now ? *sim_stream_end(context, stream) : now;
-	event->at->recorded = true;
-	return CUDA_SUCCESS;
+	return sim_event_record(event, *sim_stream_end(context, stream) > now
+					       ? *sim_stream_end(context, stream)
+					       : now);
 }
 
 SIM CUresult cuEventQuery(CUevent event)

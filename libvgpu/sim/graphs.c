@@ -8,7 +8,6 @@
  * Captured from a stream are kernels, cuMemAllocAsync and cuMemFreeAsync.
  */
 #include "graphs.h"
-#include "mps.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -297,15 +296,15 @@ static CUresult take(const struct CUgraphNode_st *node, const uint64_t *stream)
 	return CUDA_SUCCESS;
 }
 
-static CUresult run(CUgraphExec exec, CUgraph graph, uint64_t *end)
+static CUresult run(CUgraphExec exec, CUgraph graph, uint64_t *end, CUcontext green)
 {
 	bool again = exec->flags & CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
 	CUresult result = CUDA_SUCCESS;
 
 	for (CUgraphNode node = graph->nodes; node && result == CUDA_SUCCESS; node = node->next) {
 		if (node->child)
-			result = run(exec, node->child, end);
-		*end += node->disabled ? 0 : sim_mps_stretch(node->ns);
+			result = run(exec, node->child, end, green);
+		*end += node->disabled ? 0 : sim_span(green, node->ns);
 		if (node->type == CU_GRAPH_NODE_TYPE_MEM_FREE &&
 		    !sim_graph_give(node->pointer, end))
 			result = CUDA_ERROR_INVALID_VALUE;
@@ -341,6 +340,7 @@ SIM CUresult cuGraphLaunch(CUgraphExec exec, CUstream stream)
 {
 	CUcontext context;
 	CUresult result = sim_usable(&context);
+	CUcontext green = sim_green_of(stream);
 	uint64_t *end, from;
 
 	if (result != CUDA_SUCCESS)
@@ -349,18 +349,17 @@ SIM CUresult cuGraphLaunch(CUgraphExec exec, CUstream stream)
 		return CUDA_ERROR_INVALID_VALUE;
 	pthread_mutex_lock(&sim_mutex);
 	end = sim_stream_end(context, stream);
-	from = *end > sim_now_ns() ? *end : sim_now_ns();
+	from = sim_begin(green, *end > sim_now_ns() ? *end : sim_now_ns());
 	*end = from;
 	if (!(exec->flags & CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH) &&
 	    any_alive(exec->graph)) {
 		result = CUDA_ERROR_INVALID_VALUE;
 	} else {
-		result = run(exec, exec->graph, end);
+		result = run(exec, exec->graph, end, green);
 		if (result != CUDA_SUCCESS)
 			undo(exec->graph, end);
 	}
-	if (*end > context->end_ns)
-		context->end_ns = *end;
+	sim_ends(context, green, *end);
 	sim_busy(context->card, from, *end);
 	pthread_mutex_unlock(&sim_mutex);
 	return result;
@@ -386,7 +385,7 @@ SIM CUresult cuGraphUpload(CUgraphExec exec, CUstream stream)
 	end = sim_stream_end(context, stream);
 	before = *end;
 	if (!any_alive(exec->graph)) {
-		result = run(exec, exec->graph, end);
+		result = run(exec, exec->graph, end, sim_green_of(stream));
 		undo(exec->graph, end);
 	}
 	*end = before;

@@ -334,6 +334,8 @@ CUresult sim_usable(CUcontext *context)
 		return CUDA_ERROR_INVALID_CONTEXT;
 	if (!(*context)->alive)
 		return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+	if ((*context)->primary_of)
+		*context = (*context)->primary_of;
 	return sim_lost((*context)->card) || sim_fault_lost() ? CUDA_ERROR_DEVICE_UNAVAILABLE
 							      : CUDA_SUCCESS;
 }
@@ -415,7 +417,7 @@ SIM CUresult cuCtxDestroy_v2(CUcontext context)
 {
 	if (sim_ready())
 		return CUDA_ERROR_NOT_INITIALIZED;
-	if (!context || !context->alive || context->primary)
+	if (!context || !context->alive || context->primary || context->primary_of)
 		return CUDA_ERROR_INVALID_CONTEXT;
 	pthread_mutex_lock(&sim_mutex);
 	finish(context);

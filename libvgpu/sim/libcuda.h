@@ -23,12 +23,18 @@ struct CUctx_st {
 	int64_t raised[3];
 	uint64_t limits_taken;
 	bool loaded; /* a module was */
+	/* Of a green context's: whose memory it uses, and its part of the multiprocessors. */
+	CUcontext primary_of;
+	CUgreenCtx green;
+	unsigned int first_sm, sm_count;
+	uint64_t waits_ns; /* no work of it begins before */
 };
 
 extern pthread_mutex_t sim_mutex;
 CUresult sim_ready(void);
 int sim_card_of(CUdevice device);
-CUcontext sim_current(void);
+CUcontext sim_current(void); /* also one of a green context */
+/* The current context; of a green one, the primary, which has the memory. */
 CUresult sim_usable(CUcontext *context);
 bool sim_spoils_capture(void);
 /* When a stream will be done; also what tells it from others. */
@@ -43,6 +49,18 @@ void sim_reap_late(void);                       /* with sim_mutex held */
 /* ---- limits.c, with sim_mutex held */
 CUresult sim_limits_load(CUcontext context);
 void sim_limits_end(CUcontext context);
+
+/* ---- work.c */
+CUresult sim_stream_new(CUstream *stream, CUcontext context);
+/* The green context that a stream runs in, as a context; NULL: all of the card is its. */
+CUcontext sim_green_of(CUstream stream);
+/* When work there can begin, which the stream would let begin then; and that it ends. */
+uint64_t sim_begin(CUcontext green, uint64_t ns);
+void sim_ends(CUcontext context, CUcontext green, uint64_t ns);
+/* How long so much work takes there. */
+uint64_t sim_span(CUcontext green, uint64_t ns);
+CUresult sim_event_record(CUevent event, uint64_t done_ns);
+uint64_t sim_event_done(CUevent event); /* 0: never recorded */
 
 /* ---- faults.c */
 void sim_faults_start(void);

@@ -30,6 +30,7 @@ struct CUfunc_st {
 struct CUstream_st {
 	int priority;
 	CUcontext context;
+	CUcontext green; /* or NULL */
 	uint64_t end_ns;
 	CUgraph graph; /* it is captured into */
 	int mode;      /* of the capture */
@@ -107,6 +108,7 @@ SIM CUresult cuLaunchKernel(CUfunction function, unsigned int gx, unsigned int g
 {
 	CUcontext context;
 	CUresult result = sim_usable(&context);
+	CUcontext green = sim_green_of(stream);
 	uint64_t ns = 0, from, now, *end;
 
 	(void)shared, (void)extra;
@@ -124,10 +126,9 @@ SIM CUresult cuLaunchKernel(CUfunction function, unsigned int gx, unsigned int g
 	pthread_mutex_lock(&sim_mutex);
 	now = sim_now_ns();
 	end = sim_stream_end(context, stream);
-	from = *end > now ? *end : now;
-	*end = from + sim_mps_stretch(ns);
-	if (*end > context->end_ns)
-		context->end_ns = *end;
+	from = sim_begin(green, *end > now ? *end : now);
+	*end = from + sim_span(green, ns);
+	sim_ends(context, green, *end);
 	sim_busy(context->card, from, *end);
 	pthread_mutex_unlock(&sim_mutex);
 	return CUDA_SUCCESS;
@@ -283,6 +284,45 @@ SIM CUresult cuCtxSynchronize_v2(CUcontext context)
 	return CUDA_SUCCESS;
 }
 
+CUcontext sim_green_of(CUstream stream)
+{
+	CUcontext context = (uintptr_t)stream <= 2 ? sim_current() : stream->green;
+
+	return context && context->primary_of ? context : NULL;
+}
+
+uint64_t sim_begin(CUcontext green, uint64_t ns)
+{
+	return green && green->waits_ns > ns ? green->waits_ns : ns;
+}
+
+void sim_ends(CUcontext context, CUcontext green, uint64_t ns)
+{
+	if (ns > context->end_ns)
+		context->end_ns = ns;
+	if (green && ns > green->end_ns)
+		green->end_ns = ns;
+}
+
+/* A kernel that would fill the card, on the part of it that is left. */
+uint64_t sim_span(CUcontext green, uint64_t ns)
+{
+	const struct sim_card *card = green ? &sim_config()->cards[green->card] : NULL;
+
+	ns = sim_mps_stretch(ns);
+	return green ? ns * (uint64_t)card->sm_count / green->sm_count : ns;
+}
+
+CUresult sim_stream_new(CUstream *stream, CUcontext context)
+{
+	*stream = calloc(1, sizeof(**stream));
+	if (!*stream)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	(*stream)->context = context->primary_of ? context->primary_of : context;
+	(*stream)->green = context->primary_of ? context : NULL;
+	return CUDA_SUCCESS;
+}
+
 SIM CUresult cuStreamCreateWithPriority(CUstream *stream, unsigned int flags, int priority)
 {
 	CUcontext context;
@@ -292,10 +332,9 @@ SIM CUresult cuStreamCreateWithPriority(CUstream *stream, unsigned int flags, in
 		return result;
 	if (!stream || flags > 1)
 		return CUDA_ERROR_INVALID_VALUE;
-	*stream = calloc(1, sizeof(**stream));
-	if (!*stream)
-		return CUDA_ERROR_OUT_OF_MEMORY;
-	(*stream)->context = context;
+	result = sim_stream_new(stream, sim_current());
+	if (result != CUDA_SUCCESS)
+		return result;
 	(*stream)->priority = priority > 0 ? 0 : priority;
 	if (priority < HIGHEST_PRIORITY)
 		(*stream)->priority = HIGHEST_PRIORITY;

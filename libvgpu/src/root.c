@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Where the grants are, and the pipes of the node's MPS daemon. Compiled twice: the library that is shipped knows one
- * fixed place, because whoever may choose the place may choose the limits; the
- * one under test (VGPU_GRANT_ROOT_ENV) takes it from the environment.
+ * Where the grants are, and the pipes of the node's MPS daemon. Compiled twice: the
+ * library that is shipped knows one fixed place each, because whoever may choose the place
+ * may choose the limits; the one under test (VGPU_GRANT_ROOT_ENV) takes it from the
+ * environment.
  */
 #include <stdlib.h>
 

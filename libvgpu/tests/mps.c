@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A share that MPS holds in space is not held in time as well, and one that goes around
- * MPS is. In real time, with wide bounds. */
+ * MPS is. Real time has an upper bound only: the machine may have other things to do. */
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -14,6 +14,7 @@
 static int kind;
 static const char *percent;
 static double expected;
+static bool waits;
 
 static uint64_t now_ns(void)
 {
@@ -59,6 +60,7 @@ static void works(void)
 	CUmodule module;
 	CUfunction function;
 	double share;
+	uint64_t before;
 	int enabled = -1;
 
 	if (kind == CLIENT)
@@ -74,18 +76,22 @@ static void works(void)
 	IS(enabled, kind != 0);
 	OK(cuModuleLoadData(&module, "x"));
 	OK(cuModuleGetFunction(&function, module, "busy_ns"));
+	before = world_region("uid_gpu")->devices[0].throttled_ns;
 	share_of(function, 100); /* learns the kernel */
 	share = share_of(function, 400);
-	if (share > expected * 1.15 + 1 || share < expected * 0.75 - 1) {
+	if (share > expected * 1.15 + 1) {
 		fprintf(stderr, "kind %d, %s percent: %.1f, not %.1f\n", kind,
 			percent ? percent : "no", share, expected);
 		_Exit(1);
 	}
+	/* Whether libvgpu held launches back at all. */
+	IS(world_region("uid_gpu")->devices[0].throttled_ns > before, waits);
 }
 
 static void expect(int of_kind, const char *percentage, uint32_t cores, uint32_t flags,
-		   double share)
+		   double share, bool in_time)
 {
+	waits = in_time;
 	kind = of_kind;
 	percent = percentage;
 	expected = share;
@@ -130,16 +136,16 @@ int main(void)
 	make_pipes("pipes");
 	make_pipes("own");
 	setenv("VGPU_MPS_PIPES", world_path("pipes"), 1);
-	expect(CLIENT, "30", 30, VGPU_GRANT_MPS, 30); /* in space alone */
-	expect(CLIENT, "29.5", 30, VGPU_GRANT_MPS, 29.5);
-	expect(CLIENT, "40", 20, VGPU_GRANT_MPS, 20); /* lowered since: the rest in time */
-	expect(CLIENT, NULL, 30, VGPU_GRANT_MPS, 30); /* taken away: in time */
-	expect(CLIENT, "nonsense", 30, VGPU_GRANT_MPS, 30);
-	expect(0, "30", 30, VGPU_GRANT_MPS, 30); /* no daemon: in time */
+	expect(CLIENT, "30", 30, VGPU_GRANT_MPS, 30, false); /* in space alone */
+	expect(CLIENT, "29.5", 30, VGPU_GRANT_MPS, 29.5, false);
+	expect(CLIENT, "40", 20, VGPU_GRANT_MPS, 20, true); /* lowered since: the rest in time */
+	expect(CLIENT, NULL, 30, VGPU_GRANT_MPS, 30, true); /* taken away: in time */
+	expect(CLIENT, "nonsense", 30, VGPU_GRANT_MPS, 30, true);
+	expect(0, "30", 30, VGPU_GRANT_MPS, 30, true); /* no daemon: in time */
 	/* One of its own takes turns with the neighbours, and so is held in time: of 30 percent of
 	 * the card's multiprocessors, 30 percent of the time. */
-	expect(SERVER_OF_ITS_OWN, "30", 30, VGPU_GRANT_MPS, 9);
-	expect(CLIENT, "30", 30, 0, 9); /* the node did not offer it */
+	expect(SERVER_OF_ITS_OWN, "30", 30, VGPU_GRANT_MPS, 9, true);
+	expect(CLIENT, "30", 30, 0, 9, true); /* the node did not offer it */
 	OK(in_child(is_accounted_for));
 	return 0;
 }
