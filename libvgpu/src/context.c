@@ -191,7 +191,8 @@ VGPU_EXPORT CUresult cuGreenCtxDestroy(CUgreenCtx green)
 	if (!real)
 		return CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
 	for (int i = 0; i < KNOWN_GREEN && !known; i++)
-		if (atomic_load(&greens[i].stage) == KNOWN && atomic_load(&greens[i].green) == green) {
+		if (atomic_load(&greens[i].stage) == KNOWN &&
+		    atomic_load(&greens[i].green) == green) {
 			known = &greens[i];
 			context = known->context;
 			device = known->device;

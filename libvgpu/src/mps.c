@@ -8,6 +8,9 @@
  * that the node has mounted, not of one of its own, which would share nothing with the
  * neighbours. The variables are read just before the driver reads them, at its first cuInit.
  * A program that takes them away is held in time, as without MPS.
+ *
+ * The percentage is each process's, and the limit is all processes': several of them are held in
+ * time to what is left for them together.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +19,12 @@
 
 static uint32_t chosen; /* percent, if this process is a client; 0 = not known yet */
 static uint32_t left[VGPU_MAX_CARDS];
+static struct crowd {
+	uint64_t looked_ns;
+	bool shared;
+} crowds[VGPU_MAX_CARDS];
+
+#define LOOK_NS 50000000u /* between counts of the processes */
 
 /* "12.5" counts as 13: what is too much is paid for in time. */
 static uint32_t parse_percent(const char *text)
@@ -71,4 +80,35 @@ uint32_t vgpu_mps_percent(const struct vgpu_card *card)
 		percent = 100;
 	atomic_store_explicit(known, percent, memory_order_relaxed);
 	return percent;
+}
+
+static unsigned int count_processes(struct vgpu_view *view)
+{
+	unsigned int count = 0;
+
+	for (unsigned int i = 0; i < VGPU_REGION_SLOTS; i++)
+		count += __atomic_load_n(&view->map->slots[i].state, __ATOMIC_RELAXED) ==
+			 VGPU_SLOT_LIVE;
+	return count;
+}
+
+/* Whether other processes have a share of the card, too. The dead count until somebody
+ * misses their memory. */
+bool vgpu_mps_is_shared(const struct vgpu_card *card)
+{
+	struct crowd *crowd = &crowds[card - vgpu_grants()->cards];
+	uint64_t now = vgpu_now_ns();
+	bool shared = false;
+
+	if (now - atomic_load_explicit(&crowd->looked_ns, memory_order_relaxed) < LOOK_NS)
+		return atomic_load_explicit(&crowd->shared, memory_order_relaxed);
+	atomic_store_explicit(&crowd->looked_ns, now, memory_order_relaxed);
+	for (unsigned int i = 0; i < card->part_count && !shared; i++) {
+		struct vgpu_view *view = card->parts[i].view;
+
+		vgpu_slot_claim(view); /* so that others count this one, which may have no memory */
+		shared = count_processes(view) > 1;
+	}
+	atomic_store_explicit(&crowd->shared, shared, memory_order_relaxed);
+	return shared;
 }

@@ -116,8 +116,15 @@ static bool make_bill(struct vgpu_card *card, struct vgpu_bill *bill)
 		if (rate.burst_ns > bill->rate.burst_ns)
 			bill->rate.burst_ns = rate.burst_ns;
 	}
-	if (served) /* in space; what of the limit is left is held in time */
-		bill->rate.permille = bill->rate.permille * 100 / vgpu_mps_percent(card);
+	if (served) {
+		/* In space; what of the limit is left is held in time, which all processes
+		 * have together: two of them may have more than 1000. */
+		uint32_t percent = vgpu_mps_percent(card);
+
+		bill->rate.permille = bill->rate.permille * 100 / percent;
+		if (percent < 100 && bill->rate.permille >= VGPU_UNLIMITED_PERMILLE)
+			return vgpu_mps_is_shared(card);
+	}
 	return bill->rate.permille && bill->rate.permille < VGPU_UNLIMITED_PERMILLE;
 }
 

@@ -176,6 +176,7 @@ bool vgpu_card_usage(struct vgpu_card *card, uint64_t *limit, uint64_t *used);
 uint32_t vgpu_mps_read(void); /* just before the driver's cuInit */
 void vgpu_mps_started(uint32_t percent);
 uint32_t vgpu_mps_percent(const struct vgpu_card *card);
+bool vgpu_mps_is_shared(const struct vgpu_card *card);
 
 /* ---- spill.c: when the card is full and the limit is not reached */
 bool vgpu_card_spills(struct vgpu_card *card);

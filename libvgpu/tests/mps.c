@@ -2,6 +2,7 @@
 /* A share that MPS holds in space is not held in time as well, and one that goes around
  * MPS is. Real time has an upper bound only: the machine may have other things to do. */
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 
@@ -15,6 +16,8 @@ static int kind;
 static const char *percent;
 static double expected;
 static bool waits;
+static double *shares;         /* of children */
+static unsigned int *finished; /* of children */
 
 static uint64_t now_ns(void)
 {
@@ -99,6 +102,37 @@ static void expect(int of_kind, const char *percentage, uint32_t cores, uint32_t
 	OK(in_child(works));
 }
 
+/* Each has the percentage to itself, and both together have the limit. */
+static void works_with_another(void)
+{
+	CUmodule module;
+	CUfunction function;
+
+	setenv("CUDA_MPS_PIPE_DIRECTORY", world_path("pipes"), 1);
+	setenv("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "30", 1);
+	use_gpu();
+	OK(cuModuleLoadData(&module, "x"));
+	OK(cuModuleGetFunction(&function, module, "busy_ns"));
+	share_of(function, 300); /* both are there, and learn the kernel */
+	shares[__atomic_fetch_add(finished, 1, __ATOMIC_RELAXED) % 2] = share_of(function, 500);
+}
+
+static void together(void)
+{
+	int first, second;
+
+	set_grant(30, VGPU_POLICY_FORCE, VGPU_GRANT_MPS);
+	first = start_child(works_with_another);
+	second = start_child(works_with_another);
+	OK(wait_child(first));
+	OK(wait_child(second));
+	if (shares[0] + shares[1] > 30 * 1.15 + 2) {
+		fprintf(stderr, "two processes of 30 percent: %.1f and %.1f\n", shares[0],
+			shares[1]);
+		_Exit(1);
+	}
+}
+
 /* NVML names a client in a list of its own, and memory is what was charged, as ever. */
 static void is_accounted_for(void)
 {
@@ -146,6 +180,10 @@ int main(void)
 	 * the card's multiprocessors, 30 percent of the time. */
 	expect(SERVER_OF_ITS_OWN, "30", 30, VGPU_GRANT_MPS, 9, true);
 	expect(CLIENT, "30", 30, 0, 9, true); /* the node did not offer it */
+	shares = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	CHECK(shares != MAP_FAILED);
+	finished = (unsigned int *)(shares + 2);
+	together();
 	OK(in_child(is_accounted_for));
 	return 0;
 }
