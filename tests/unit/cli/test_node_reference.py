@@ -10,7 +10,13 @@ import yaml
 
 from hami_dra.cli.node import node
 from hami_dra.contract.healthconfig import FATAL_XIDS, IGNORED_XIDS, HealthConfig, XidTable
-from hami_dra.contract.nodeconfig import CardConfig, DeviceFilter, NodeEntry, decode_node_config
+from hami_dra.contract.nodeconfig import (
+    CardConfig,
+    DeviceFilter,
+    MpsConfig,
+    NodeEntry,
+    decode_node_config,
+)
 from hami_dra.policy.cardrules import find_bad_expression
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs/reference/node.md").read_text()
@@ -33,13 +39,15 @@ def test_every_option_is_on_the_page_with_its_variable(option: click.Option) -> 
         (CardConfig, ""),
         (NodeEntry, ""),
         (DeviceFilter, "filterdevices."),
+        (MpsConfig, "mps."),
         (HealthConfig, "health."),
         (XidTable, "health.xids."),
     ],
 )
 def test_every_field_is_on_the_page(struct: type[msgspec.Struct], prefix: str) -> None:
     for field in msgspec.structs.fields(struct):
-        if not isinstance(field.default, msgspec.Struct) and field.encode_name != "filterdevices":
+        has_rows = field.encode_name in {"filterdevices", "mps"}
+        if not isinstance(field.default, msgspec.Struct) and not has_rows:
             assert f"| `{prefix}{field.encode_name}` |" in PAGE
 
 
@@ -49,8 +57,9 @@ def test_the_default_lists_are_on_the_page(name: str, numbers: tuple[int, ...]) 
     assert tuple(map(int, re.findall(r"\d+", row))) == numbers
 
 
-def test_the_example_is_a_configuration() -> None:
-    (example,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+def test_the_examples_are_configurations() -> None:
+    example, mps = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     config = decode_node_config(yaml.safe_load(example))
     assert find_bad_expression(config) is None
     assert config.nodeconfig[0].memory_scaling == 1.5
+    assert decode_node_config(yaml.safe_load(mps)).nvidia.mps is not None
