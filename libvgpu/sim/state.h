@@ -16,7 +16,7 @@
 
 #define SIM_CARDS 16
 #define SIM_INSTANCES 112 /* GPU instances of all cards together: seven of each */
-#define SIM_COMPUTE 8    /* compute instances of one GPU instance */
+#define SIM_COMPUTE 8     /* compute instances of one GPU instance */
 /* What has memory of its own: the cards, then the GPU instances. */
 #define SIM_UNITS (SIM_CARDS + SIM_INSTANCES)
 #define SIM_PROCESSES 512
