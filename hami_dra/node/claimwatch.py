@@ -14,6 +14,7 @@ import datetime as dt
 import random
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, Final
 
 import structlog
@@ -39,6 +40,8 @@ _AT_ONCE: Final = 4
 _BACKOFF_SECONDS: Final = (1.0, 60.0)
 _SETTLE_SECONDS: Final = 0.5
 """After Prepare: kubelet's calls come in bursts, and none of them should wait for us."""
+_LONGEST_BURST_SECONDS: Final = 3.0
+"""So long claims wait for calls to end, and then are looked at between them."""
 _LOOKS: Final = 4
 """Every so many a claim is gone through although nothing about it is new: cards change as well."""
 _TURNS: Final = 10
@@ -124,6 +127,7 @@ class ClaimWatch:
         self._clock = clock
         self._interval_seconds = interval_seconds
         self._followed: dict[str, _Followed] = {}
+        self._burst_from = self._burst_until = -inf
         self._lost: frozenset[str] = frozenset()
         self._wake = asyncio.Event()
         self._storable = True
@@ -131,10 +135,11 @@ class ClaimWatch:
 
     def note(self, uid: str) -> None:
         """Look at a claim soon: it was prepared."""
-        due = self._clock.monotonic() + _SETTLE_SECONDS
-        followed = self._followed.setdefault(uid, _Followed(due=due))
-        followed.due, followed.failures, followed.done = due, 0, -1
-        self._wake.set()
+        now = self._clock.monotonic()
+        if now >= self._burst_until:
+            self._burst_from = now
+        self._burst_until = min(now + _SETTLE_SECONDS, self._burst_from + _LONGEST_BURST_SECONDS)
+        self._expect(uid)
 
     def forget(self, uid: str) -> None:
         """Look at a claim no more. Idempotent."""
@@ -143,7 +148,7 @@ class ClaimWatch:
     def look_again(self, uid: str) -> None:
         """Look at a claim soon, if it is followed: what there is to say of it has changed."""
         if uid in self._followed:
-            self.note(uid)
+            self._expect(uid)
 
     def refresh(self) -> None:
         """Ask anew whether this instance is to look."""
@@ -213,20 +218,32 @@ class ClaimWatch:
             self.forget(uid)
 
     async def look(self) -> None:
-        """Look at every claim whose time has come, once, if this instance leads."""
+        """Look at every claim whose time has come, once, if this instance leads.
+
+        Those that are left when kubelet calls meanwhile are looked at when its calls have ended.
+        """
         self._led = await self._leads()
         if not self._led:
             return
         now = self._clock.monotonic()
         due = sorted(uid for uid, item in self._followed.items() if item.due <= now)
         for first in range(0, len(due), _AT_ONCE):
+            if self._clock.monotonic() < self._burst_until:
+                return
             await asyncio.gather(*(self._look_at(uid) for uid in due[first : first + _AT_ONCE]))
 
     def _pause(self) -> float:
         if not self._led:
             return self._interval_seconds
-        soonest = min((item.due for item in self._followed.values()), default=float("inf"))
+        soonest = min((item.due for item in self._followed.values()), default=inf)
+        soonest = max(soonest, self._burst_until)
         return min(max(soonest - self._clock.monotonic(), 0.0), self._interval_seconds)
+
+    def _expect(self, uid: str) -> None:
+        due = self._clock.monotonic() + _SETTLE_SECONDS
+        followed = self._followed.setdefault(uid, _Followed(due=due))
+        followed.due, followed.failures, followed.done = due, 0, -1
+        self._wake.set()
 
     async def _look_at(self, uid: str) -> None:
         followed = self._followed.get(uid)

@@ -105,6 +105,21 @@ async def ref(cluster: FakeCluster) -> ClaimRef:
     return await put_claim(cluster, claim)
 
 
+async def test_claims_wait_for_a_burst_of_calls_to_end_but_not_for_ever(
+    tmp_path: Path, cluster: FakeCluster, ref: ClaimRef
+) -> None:
+    async with watching(tmp_path, cluster) as node:
+        await node.handler.prepare(ref)
+        seconds = 0.0
+        while not node.watch.statistics().writes:
+            node.clock.advance(0.25)
+            seconds += 0.25
+            await node.watch.look()
+            node.watch.note("another")  # kubelet goes on
+            assert seconds < 5
+        assert seconds == 3
+
+
 async def test_a_prepared_claim_says_so_and_is_not_written_again(
     tmp_path: Path, cluster: FakeCluster, ref: ClaimRef
 ) -> None:
