@@ -41,8 +41,10 @@ void sim_cgroup_of_self(char path[SIM_CGROUP])
 	join(path, "", given ? given : "");
 	while (file && fgets(line, sizeof(line), file)) {
 		const char *name = strchr(line, '/');
+		char *end = strchr(line, '\n');
 
-		line[strcspn(line, "\n")] = 0;
+		if (end)
+			*end = 0;
 		if (strncmp(line, "0::/", 4) == 0 && !*root) /* version 2 */
 			join(path, "/sys/fs/cgroup", line + 3);
 		else if (name && *root && strlen(root) + strlen(name) > strlen(path))
