@@ -6,7 +6,7 @@ two seconds is taken for one whose node has died.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from typing import Final
 
 import structlog
 
-from hami_dra.node.regionfile import RegionFile, open_region
+from hami_dra.node.regionfile import RegionFile, open_region, wait_for_answers
 from hami_dra.policy.shares import ShareName
 from hami_dra.service.clock import Clock
 
 _log = structlog.get_logger(__name__)
 
 STEP_SECONDS: Final = 0.02
-"""Between two looks at whether somebody of a higher priority launches."""
+"""Between two looks at whether somebody of a higher priority launches, if nobody says so before."""
 LINGER_SECONDS: Final = 0.1
 """How long a launch counts as work: programs of many short kernels pause between them."""
 _RENEW_SECONDS: Final = 0.5
@@ -81,6 +81,7 @@ class Gates:
         self._launched: dict[ShareName, float] = {}
         self._closed: dict[ShareName, tuple[Place, float]] = {}
         self._counter = 0
+        self._questions: list[tuple[RegionFile, int]] = []
 
     def watch(self, contests: Sequence[Contest]) -> None:
         """Look after these contests from now on, and open all other gates."""
@@ -99,11 +100,11 @@ class Gates:
         try:
             while True:
                 self._wake.clear()
-                await loop.run_in_executor(self.executor, self.step)
-                if self._contests:
-                    await asyncio.sleep(STEP_SECONDS)
-                else:
+                waited = await loop.run_in_executor(self.executor, self._step_and_wait)
+                if not self._contests:
                     await self._wake.wait()
+                elif not waited:
+                    await asyncio.sleep(STEP_SECONDS)
         finally:
             self._contests = ()
             self.executor.submit(self.step)
@@ -122,6 +123,7 @@ class Gates:
             seen = (self._launched.get(rival.name, -LINGER_SECONDS) for rival in contest.rivals)
             if contest.busy or any(now - at < LINGER_SECONDS for at in seen):
                 closing[contest.waits.name] = contest.waits
+        self._questions = self._list_questions(contests, closing)
         for place in closing.values():
             known = self._closed.get(place.name)
             if known is None or now - known[1] >= _RENEW_SECONDS:
@@ -135,6 +137,29 @@ class Gates:
         self._held = frozenset(self._closed)
         if not contests:
             self._close_files()
+
+    def _list_questions(
+        self, contests: Iterable[Contest], closing: Collection[ShareName]
+    ) -> list[tuple[RegionFile, int]]:
+        """Return whose next launch closes a gate: only behind an open one it matters at once.
+
+        A rival that launches all the time would wake this thread all the time.
+        """
+        rivals = {
+            rival.name: rival
+            for contest in contests
+            if contest.waits.name not in closing
+            for rival in contest.rivals
+        }
+        return [
+            (self._files[rival.directory], name.index)
+            for name, rival in rivals.items()
+            if name in self._asked
+        ]
+
+    def _step_and_wait(self) -> bool:
+        self.step()
+        return wait_for_answers(self._questions, STEP_SECONDS)
 
     def _look(self, rivals: dict[ShareName, Place], now: float) -> None:
         busy: dict[ShareName, int] = {}

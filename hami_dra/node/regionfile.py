@@ -11,13 +11,15 @@ is can be looked at before anything happens: opening a device node, or a pipe, i
 """
 
 import ctypes
+import errno
 import mmap
 import os
 import platform
 import stat
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -42,6 +44,11 @@ _LAUNCHES: Final = struct.Struct("<Q20xI")
 _FUTEX_NUMBERS: Final = {"x86_64": 202, "aarch64": 98}
 _FUTEX_WAKE: Final = 1
 _EVERYBODY: Final = 2**31 - 1
+_FUTEX_WAITV: Final = 449
+"""``futex_waitv(2)``, from Linux 5.16 on, with the same number on every processor."""
+_FUTEX_32: Final = 2
+_MOST_WAITED: Final = 128
+_ASKED: Final = 1
 
 
 class RegionFile:
@@ -91,7 +98,7 @@ class RegionFile:
         if len(raw) < _LAUNCHES.size:
             return 0, False
         busy_ns, watched = _LAUNCHES.unpack(raw)
-        return busy_ns, watched != 0
+        return busy_ns, watched == _ASKED
 
     def ask_launches(self, index: int) -> None:
         """Ask whether a program launches on a device, charged or not: the next launch answers.
@@ -99,7 +106,16 @@ class RegionFile:
         Raises:
             OSError: It cannot be written.
         """
-        self._write(_device_offset(index, "watched"), 1, 4)
+        self._write(_device_offset(index, "watched"), _ASKED, 4)
+
+    def map_question(self, index: int) -> AbstractContextManager[int]:
+        """Return the address of a question, to sleep on and not to look at.
+
+        Raises:
+            OSError: It cannot be mapped.
+        """
+        libc = ctypes.CDLL(None, use_errno=True)
+        return _map_page(libc, self._descriptor, _device_offset(index, "watched"))
 
     def write_overhead(self, index: int, value: int) -> None:
         """Say how many bytes of a device the driver has for the grant's processes.
@@ -179,6 +195,62 @@ def read_region(directory: Path) -> RegionView | None:
         return None
     with region:
         return region.read()
+
+
+class _Waiter(ctypes.Structure):
+    """``struct futex_waitv`` of <linux/futex.h>."""
+
+    _fields_ = (
+        ("value", ctypes.c_uint64),
+        ("address", ctypes.c_uint64),
+        ("flags", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
+class _Time(ctypes.Structure):
+    """``struct timespec`` of a 64-bit kernel."""
+
+    _fields_ = (("seconds", ctypes.c_int64), ("nanoseconds", ctypes.c_int64))
+
+
+def wait_for_answers(questions: Sequence[tuple[RegionFile, int]], timeout_seconds: float) -> bool:
+    """Wait until somebody launches, of those that were asked, or so long. Blocking.
+
+    A question that has an answer already ends the wait at once.
+
+    Args:
+        questions: Regions and indices of devices for which `RegionFile.ask_launches` was called.
+        timeout_seconds: At most.
+
+    Returns:
+        Whether there was a wait, or was no need of one. Not where the kernel knows none for several
+        words (before 5.16), forbids it, there are too many, or a tenant has cut a file short.
+    """
+    if not 0 < len(questions) <= _MOST_WAITED:
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    until_ns = time.monotonic_ns() + int(timeout_seconds * 1e9)
+    until = _Time(*divmod(until_ns, 10**9))
+    try:
+        with ExitStack() as mappings:
+            waiters = (_Waiter * len(questions))(
+                *(
+                    _Waiter(_ASKED, mappings.enter_context(file.map_question(index)), _FUTEX_32)
+                    for file, index in questions
+                )
+            )
+            woken = libc.syscall(
+                ctypes.c_long(_FUTEX_WAITV),
+                waiters,
+                ctypes.c_uint(len(waiters)),
+                ctypes.c_uint(0),
+                ctypes.byref(until),
+                ctypes.c_int(time.CLOCK_MONOTONIC),
+            )
+    except OSError:
+        return False
+    return woken >= 0 or ctypes.get_errno() in {errno.EAGAIN, errno.ETIMEDOUT, errno.EINTR}
 
 
 def _device_offset(index: int, field: str) -> int:

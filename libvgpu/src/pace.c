@@ -8,6 +8,7 @@
  * comes by itself, so a process that is stopped or killed anywhere holds up nobody.
  */
 #include <errno.h>
+#include <limits.h>
 #include <linux/futex.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -38,16 +39,22 @@ static struct vgpu_paced *paced_cards[VGPU_MAX_CARDS];
 /* ---- what is limited */
 
 /* Who is not charged shows in no region that it launches. The node asks, where it has to
- * know; until it asks again, nothing but a look at its question is needed. */
+ * know, and sleeps on its question as on a futex; until it asks again, nothing but a look at
+ * the question is needed. */
 static void answer(const struct vgpu_card *card)
 {
+	int kept_errno = errno;
+
 	for (unsigned int i = 0; card && i < card->part_count; i++) {
 		const struct vgpu_part *part = &card->parts[i];
 		uint32_t *word = &part->view->map->devices[part->index].watched;
 
-		if (atomic_load_explicit(word, memory_order_relaxed))
-			atomic_store_explicit(word, 0, memory_order_relaxed);
+		if (!atomic_load_explicit(word, memory_order_relaxed))
+			continue;
+		atomic_store_explicit(word, 0, memory_order_relaxed);
+		syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 	}
+	errno = kept_errno;
 }
 
 /* Whether any card may be: the one question that an unlimited launch has to ask. */

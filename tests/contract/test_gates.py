@@ -1,6 +1,8 @@
 """libvgpu obeys the node's gate: nothing is launched behind it, and opening it wakes at once."""
 
+import asyncio
 import os
+import signal
 import statistics
 import subprocess
 import time
@@ -12,7 +14,12 @@ from typing import Any
 import pytest
 
 from hami_dra.contract import grant
+from hami_dra.contract.region import FILE_SIZE
+from hami_dra.node import gates
+from hami_dra.node.gates import Contest, Place
 from hami_dra.node.regionfile import RegionFile, open_region
+from hami_dra.policy.shares import GrantName, ShareName
+from hami_dra.service.clock import SystemClock
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("HAMI_DRA_BUILD_DIR", REPOSITORY / "build/libvgpu"))
@@ -25,8 +32,16 @@ FUTEX_SECONDS = 0.05
 
 
 @contextmanager
-def working(tmp_path: Path, **changes: Any) -> Iterator[RegionFile]:
-    """Keep a card busy through libvgpu, with half of its time, and yield the open region."""
+def working(
+    tmp_path: Path, on_start: Callable[[int], None] = lambda _: None, **changes: Any
+) -> Iterator[RegionFile]:
+    """Keep a card busy through libvgpu, with half of its time, and yield the open region.
+
+    Args:
+        tmp_path: For the card and the region.
+        on_start: Called with the process's number.
+        changes: Of what is granted.
+    """
     for name in ("sim", "dev", "grants/uid_gpu/region"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "dev/nvidia0").touch()
@@ -48,6 +63,7 @@ def working(tmp_path: Path, **changes: Any) -> Iterator[RegionFile]:
             "VGPU_GRANT_ROOT": str(tmp_path / "grants"),
         },
     )
+    on_start(program.pid)
     try:
         directory = tmp_path / "grants/uid_gpu/region"
         wait_until((directory / "region").exists)
@@ -61,7 +77,7 @@ def working(tmp_path: Path, **changes: Any) -> Iterator[RegionFile]:
         program.wait()
 
 
-def wait_until(done: Callable[[], bool]) -> float:
+def wait_until(done: Callable[[], object]) -> float:
     """Return when it is so; another process's doing, which says nothing by itself."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not done():
@@ -131,3 +147,31 @@ def test_whoever_launches_answers_charged_or_not(tmp_path: Path, changes: dict[s
         charged = region.read_launches(0)[0]
 
     assert (charged > 0) == (not changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"cores_percent": 0}])
+async def test_the_first_launch_of_a_higher_priority_closes_the_gate_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(gates, "STEP_SECONDS", 1.0)  # who is not woken takes half of it
+    (tmp_path / "low").mkdir()
+    (tmp_path / "low/region").write_bytes(bytes(FILE_SIZE))
+    waits = Place(ShareName(GrantName("low", "gpu"), 0), tmp_path / "low")
+    rival = Place(ShareName(GrantName("uid", "gpu"), 0), tmp_path / "grants/uid_gpu/region")
+    pids: list[int] = []
+    delays = []
+    with working(tmp_path, pids.append, **changes):
+        keeper = gates.Gates(SystemClock())
+        keeper.watch([Contest(waits, (rival,))])
+        task = asyncio.create_task(keeper.run())
+        try:
+            for _ in range(5):
+                os.kill(pids[0], signal.SIGSTOP)
+                await asyncio.to_thread(wait_until, lambda: not keeper.held())
+                os.kill(pids[0], signal.SIGCONT)
+                begin = time.monotonic()
+                delays.append(await asyncio.to_thread(wait_until, keeper.held) - begin)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+    assert statistics.median(delays) < gates.STEP_SECONDS / 10, delays

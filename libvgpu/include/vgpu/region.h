@@ -98,7 +98,8 @@ struct vgpu_region_device {
 	uint64_t due_ns;         /* W libvgpu (CAS): CLOCK_MONOTONIC; all is paid for by then */
 	uint64_t throttled_ns;   /* W libvgpu (atomic): sum of what launches waited */
 	uint32_t limit_permille; /* W libvgpu: last limit seen; 0 = none yet, 1000 = not limited */
-	uint32_t watched;  /* W node: 1 asks whether somebody launches; W libvgpu: 0 says so */
+	/* W node: 1 asks whether somebody launches; W libvgpu: 0 says so, and wakes the node */
+	uint32_t watched;
 	uint64_t known_ns; /* W libvgpu (CAS): CLOCK_MONOTONIC; first samples are charged so far */
 	/* line 3: statistics */
 	uint64_t alloc_count;      /* W libvgpu; R node */
