@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from hami_dra.testing.simgpu import A100
+from tests.contract.clients import run_client
 from tests.gpu.bed import simulate
 from tests.gpu.setups import Limits, list_setups
 
@@ -44,19 +42,6 @@ def share(tmp_path: Path) -> Iterator[dict[str, str]]:
         yield ours.environment(Limits(A100.uuid, memory_mib=SHARE_MIB), tmp_path)
 
 
-def _run(environment: dict[str, str], program: str) -> Any:
-    done = subprocess.run(  # noqa: S603 - our own interpreter
-        [sys.executable, "-c", COMMON + program],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 CACHING = """
 # CUDACachingAllocator: segments of 20 MiB for blocks up to 10 MiB, 2 MiB for blocks up to 1 MiB;
 # what does not fit is tried again once all cached segments are given back.
@@ -84,7 +69,7 @@ print(json.dumps({"segments": len(segments), "small": sum(p is not None for p in
 
 
 def test_caching_allocator_gets_room_by_giving_back(share: dict[str, str]) -> None:
-    assert _run(share, CACHING) == {
+    assert run_client(share, COMMON + CACHING) == {
         "segments": 50,
         "small": 0,
         "free when full": 0,
@@ -125,7 +110,7 @@ print(json.dumps([len(handles), full, half]))
 
 
 def test_expandable_segments_are_held(share: dict[str, str]) -> None:
-    assert _run(share, EXPANDABLE) == [50, 0, 500]
+    assert run_client(share, COMMON + EXPANDABLE) == [50, 0, 500]
 
 
 RANKS = r"""
@@ -179,6 +164,6 @@ def test_ranks_of_one_share_pay_once_for_what_they_open_of_each_other(
     share: dict[str, str],
 ) -> None:
     program = f"import sys\nPROGRAM = {COMMON + RANKS!r}\n"
-    told = _run(share, program + "exec(compile(PROGRAM, 'ranks', 'exec'))\n")
+    told = run_client(share, COMMON + program + "exec(compile(PROGRAM, 'ranks', 'exec'))\n")
     expected = ["00020304", "01000304", "01020004", "01020300"]
     assert told == {"free": ["600"] * 4, "wrote": expected, "ended": [0] * 4, "after": 1000}

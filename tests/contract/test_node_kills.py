@@ -2,8 +2,6 @@
 
 import random
 import signal
-import tempfile
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -21,20 +19,6 @@ POINTS: Final = 51
 """Of Prepare and Unprepare; tests/unit/node/test_crash_points.py says what they are."""
 _CHANCE: Final = random.Random(20)  # noqa: S311 - to be repeated
 KILLS: Final = sorted({*_CHANCE.sample(range(POINTS), 6), POINTS - 1})
-
-
-@pytest.fixture
-async def cluster() -> AsyncIterator[FakeCluster]:
-    """An API server."""
-    async with FakeCluster() as fake:
-        yield fake
-
-
-@pytest.fixture
-def base() -> Iterator[Path]:
-    """A directory with a name short enough for sockets."""
-    with tempfile.TemporaryDirectory(prefix="hd-") as directory:
-        yield Path(directory)
 
 
 async def prepare_and_unprepare(kubelet: FakeKubelet, endpoint: str) -> None:

@@ -5,8 +5,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,20 +47,6 @@ for profile in (9, 14, 19):
     found += [n.nvmlGpuInstanceGetInfo(gi).placement for gi in listed[: count.value]]
 print(json.dumps(sorted((place.start, place.size) for place in found)))
 """
-
-
-@pytest.fixture
-async def cluster() -> AsyncIterator[FakeCluster]:
-    """An API server."""
-    async with FakeCluster() as fake:
-        yield fake
-
-
-@pytest.fixture
-def base() -> Iterator[Path]:
-    """A directory with a name short enough for sockets."""
-    with tempfile.TemporaryDirectory(prefix="hd-") as directory:
-        yield Path(directory)
 
 
 async def ask_driver(place: Place, *arguments: str) -> list[tuple[int, int]]:

@@ -2,8 +2,6 @@
 
 import asyncio
 import signal
-import tempfile
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,20 +19,6 @@ OLD, NEW, LAST = (f"{number:08x}-0000-4000-8000-000000000000" for number in rang
 NEXT: Final = ("hami_dra.testing.nextversion", "--")
 BROKEN: Final = ("hami_dra.testing.nextversion", "--broken", "--")
 START_SECONDS: Final = 120.0
-
-
-@pytest.fixture
-async def cluster() -> AsyncIterator[FakeCluster]:
-    """An API server."""
-    async with FakeCluster() as fake:
-        yield fake
-
-
-@pytest.fixture
-def base() -> Iterator[Path]:
-    """A directory with a name short enough for sockets."""
-    with tempfile.TemporaryDirectory(prefix="hd-") as directory:
-        yield Path(directory)
 
 
 def slice_writes(cluster: FakeCluster) -> list[str]:

@@ -3,8 +3,6 @@
 import asyncio
 import os
 import random
-import tempfile
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -56,20 +54,6 @@ class Story:
         """Return what had happened by then."""
         parts = (self.prepare, self.prepared, self.unprepare, self.unprepared)
         return Story(*({uid: at for uid, at in part.items() if at <= place} for part in parts))
-
-
-@pytest.fixture
-async def cluster() -> AsyncIterator[FakeCluster]:
-    """An API server."""
-    async with FakeCluster() as fake:
-        yield fake
-
-
-@pytest.fixture
-def base() -> Iterator[Path]:
-    """A directory with a name short enough for sockets."""
-    with tempfile.TemporaryDirectory(prefix="hd-") as directory:
-        yield Path(directory)
 
 
 @pytest.mark.skipif(bool(LACKING), reason=f"needs {', '.join(LACKING)}")

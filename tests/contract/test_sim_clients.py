@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hami_dra.testing.simgpu import A100, T4, SimCard, write_cards
+from tests.contract.clients import run_client
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("HAMI_DRA_BUILD_DIR", REPOSITORY / "build/libvgpu"))
@@ -34,19 +33,6 @@ def driver(tmp_path: Path) -> dict[str, str]:
         "VGPU_SIM_DIR": str(tmp_path),
         "VGPU_SIM_DEV": str(tmp_path),
     }
-
-
-def _run(environment: dict[str, str], program: str) -> Any:
-    done = subprocess.run(  # noqa: S603 - our own interpreter
-        [sys.executable, "-c", program],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 NVML = """
@@ -93,7 +79,7 @@ print(json.dumps({"cards": out, "level": level, "driver": version, "cuda": cuda}
 
 
 def test_nvidia_ml_py_describes_the_cards(driver: dict[str, str]) -> None:
-    told = _run(driver, NVML)
+    told = run_client(driver, NVML)
     assert told["driver"] == "580.95.05"
     assert told["cuda"] == 13000
     assert told["level"] == 50
@@ -124,7 +110,7 @@ try:
 except n.NVMLError as error:
     print(json.dumps(error.value))
 """
-    assert _run(driver, program) == 18
+    assert run_client(driver, program) == 18
 
 
 def test_nvml_starts_in_a_running_process_once_the_driver_is_there(
@@ -141,7 +127,7 @@ except n.NVMLError_DriverNotLoaded:
     n.nvmlInit()
     print(json.dumps(n.nvmlDeviceGetCount()))
 """
-    assert _run(driver, program) == 1
+    assert run_client(driver, program) == 1
 
 
 def test_lost_card_is_seen_by_a_running_process(driver: dict[str, str], tmp_path: Path) -> None:
@@ -167,7 +153,7 @@ try:
 except n.NVMLError as error:
     print(json.dumps([before, error.value]))
 """
-    assert _run(driver, program) == [A100.name, 15]
+    assert run_client(driver, program) == [A100.name, 15]
 
 
 CUDA = """
@@ -196,7 +182,7 @@ print(json.dumps({"count": ok(d.cuDeviceGetCount()), "name": name, "sm": sm, "ba
 
 
 def test_cuda_bindings_allocates_and_copies(driver: dict[str, str]) -> None:
-    assert _run(driver, CUDA) == {
+    assert run_client(driver, CUDA) == {
         "count": 2,
         "name": A100.name,
         "sm": 108,
@@ -219,7 +205,7 @@ cards = nvitop.Device.all()
 print(json.dumps([[c.name(), c.memory_total() >> 20, c.memory_used() >> 20,
                    list(c.processes())] for c in cards]))
 """
-        told = _run(driver, program)
+        told = run_client(driver, program)
         once = subprocess.run(
             [sys.executable, "-m", "nvitop", "--once", "--no-unicode"],
             env={**driver, "TERM": "xterm", "COLUMNS": "120"},
