@@ -44,20 +44,6 @@ static double share_of(CUfunction function, unsigned int milliseconds)
 	return (double)done * 100 / (double)(now_ns() - begin);
 }
 
-static void set_grant(uint32_t cores, uint32_t policy, uint32_t flags)
-{
-	FILE *file = fopen(world_path("grants/uid_gpu/grant"), "r+e");
-	struct vgpu_grant grant;
-
-	CHECK(file && fread(&grant, sizeof(grant), 1, file) == 1);
-	grant.devices[0].cores_percent = cores;
-	grant.devices[0].core_policy = policy;
-	grant.devices[0].flags = flags;
-	CHECK(fseek(file, 0, SEEK_SET) == 0);
-	CHECK(fwrite(&grant, sizeof(grant), 1, file) == 1);
-	fclose(file);
-}
-
 static void works(void)
 {
 	CUmodule module;
@@ -98,7 +84,7 @@ static void expect(int of_kind, const char *percentage, uint32_t cores, uint32_t
 	kind = of_kind;
 	percent = percentage;
 	expected = share;
-	set_grant(cores, VGPU_POLICY_FORCE, flags);
+	world_set_compute("uid_gpu", cores, VGPU_POLICY_FORCE, flags);
 	OK(in_child(works));
 }
 
@@ -121,7 +107,7 @@ static void together(void)
 {
 	int first, second;
 
-	set_grant(30, VGPU_POLICY_FORCE, VGPU_GRANT_MPS);
+	world_set_compute("uid_gpu", 30, VGPU_POLICY_FORCE, VGPU_GRANT_MPS);
 	first = start_child(works_with_another);
 	second = start_child(works_with_another);
 	OK(wait_child(first));

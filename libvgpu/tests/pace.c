@@ -24,20 +24,6 @@ static uint64_t now_ns(void)
 	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-static void set_cores(const char *name, uint32_t percent, uint32_t policy, uint32_t flags)
-{
-	FILE *file = fopen(world_path("grants/%s/grant", name), "r+e");
-	struct vgpu_grant grant;
-
-	CHECK(file && fread(&grant, sizeof(grant), 1, file) == 1);
-	grant.devices[0].cores_percent = percent;
-	grant.devices[0].core_policy = policy;
-	grant.devices[0].flags = flags;
-	CHECK(fseek(file, 0, SEEK_SET) == 0);
-	CHECK(fwrite(&grant, sizeof(grant), 1, file) == 1);
-	fclose(file);
-}
-
 static CUfunction busy(void)
 {
 	CUmodule module;
@@ -90,7 +76,7 @@ static void limits(void)
 	device = &world_region("uid_gpu")->devices[0];
 	IS(device->limit_permille, 300);
 	CHECK(device->busy_ns > 100 * MS && device->throttled_ns > 100 * MS);
-	set_cores("uid_gpu", 60, VGPU_POLICY_DEFAULT, 0); /* live */
+	world_set_compute("uid_gpu", 60, VGPU_POLICY_DEFAULT, 0); /* live */
 	share_of(function, 200000, stream, 100);
 	is_about(share_of(function, 200000, stream, 500), 60, "60 %, changed while running");
 	/* A launch that fails is not paid for, and says what the driver says. */
@@ -101,13 +87,13 @@ static void limits(void)
 	CHECK(device->busy_ns < before + 50000); /* a sample from before may be settled */
 	/* Not limited: nothing is charged, and nothing waits. */
 	before = device->busy_ns;
-	set_cores("uid_gpu", 60, VGPU_POLICY_DISABLE, 0);
+	world_set_compute("uid_gpu", 60, VGPU_POLICY_DISABLE, 0);
 	OK(launch(function, 1, 50 * MS, stream));
-	set_cores("uid_gpu", 60, VGPU_POLICY_DEFAULT, VGPU_GRANT_ALONE);
+	world_set_compute("uid_gpu", 60, VGPU_POLICY_DEFAULT, VGPU_GRANT_ALONE);
 	OK(launch(function, 1, 50 * MS, stream));
-	set_cores("uid_gpu", 60, VGPU_POLICY_DEFAULT, VGPU_GRANT_CONTROL_DISABLED);
+	world_set_compute("uid_gpu", 60, VGPU_POLICY_DEFAULT, VGPU_GRANT_CONTROL_DISABLED);
 	OK(launch(function, 1, 50 * MS, stream));
-	set_cores("uid_gpu", 100, VGPU_POLICY_FORCE, 0);
+	world_set_compute("uid_gpu", 100, VGPU_POLICY_FORCE, 0);
 	OK(launch(function, 1, 50 * MS, stream));
 	IS(device->busy_ns, before);
 }
@@ -349,7 +335,7 @@ static void gates(void)
 	struct vgpu_region_device *device;
 	int pid;
 
-	set_cores("uid_gpu", 30, VGPU_POLICY_FORCE, 0);
+	world_set_compute("uid_gpu", 30, VGPU_POLICY_FORCE, 0);
 	device = &world_region("uid_gpu")->devices[0];
 	device->gate = 1;
 	pid = start_child(held);
@@ -389,11 +375,11 @@ int main(void)
 	CHECK(counters != MAP_FAILED);
 	world();
 	world_grant("uid_gpu", CARD_A, 0, NULL, 0);
-	set_cores("uid_gpu", 30, VGPU_POLICY_DEFAULT, 0);
+	world_set_compute("uid_gpu", 30, VGPU_POLICY_DEFAULT, 0);
 	OK(in_child(limits));
-	set_cores("uid_gpu", 50, VGPU_POLICY_DEFAULT, 0);
+	world_set_compute("uid_gpu", 50, VGPU_POLICY_DEFAULT, 0);
 	OK(in_child(variants));
-	set_cores("uid_gpu", 90, VGPU_POLICY_DEFAULT, 0);
+	world_set_compute("uid_gpu", 90, VGPU_POLICY_DEFAULT, 0);
 	OK(in_child(many_kernels));
 	OK(in_child(long_unknown));
 	OK(in_child(forks));

@@ -153,6 +153,20 @@ void world_set_flags(const char *grant, unsigned int device, uint32_t flags)
 	close(fd);
 }
 
+void world_set_compute(const char *name, uint32_t percent, uint32_t policy, uint32_t flags)
+{
+	FILE *file = fopen(world_path("grants/%s/grant", name), "r+e");
+	struct vgpu_grant grant;
+
+	CHECK(file && fread(&grant, sizeof(grant), 1, file) == 1);
+	grant.devices[0].cores_percent = percent;
+	grant.devices[0].core_policy = policy;
+	grant.devices[0].flags = flags;
+	CHECK(fseek(file, 0, SEEK_SET) == 0);
+	CHECK(fwrite(&grant, sizeof(grant), 1, file) == 1);
+	fclose(file);
+}
+
 struct vgpu_region *world_region(const char *name)
 {
 	int fd = open(world_path("grants/%s/region/region", name), O_RDWR | O_CLOEXEC);

@@ -55,6 +55,8 @@ void world_grant_at(const char *directory, const char *name, const char *uuid, u
 void world_grant_both_at(const char *directory, const char *name, const char *uuid, uint64_t mib,
 			 const char *uuid2, uint64_t mib2);
 void world_set_flags(const char *grant, unsigned int device, uint32_t flags);
+/* Of the first device: its compute, and all flags. */
+void world_set_compute(const char *name, uint32_t percent, uint32_t policy, uint32_t flags);
 void world_write(const char *path, const void *data, size_t size);
 /* The mapped region of a grant, made by some process before. */
 struct vgpu_region *world_region(const char *name);
