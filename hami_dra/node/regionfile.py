@@ -20,6 +20,7 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Final, Self
 
@@ -114,8 +115,7 @@ class RegionFile:
         Raises:
             OSError: It cannot be mapped.
         """
-        libc = ctypes.CDLL(None, use_errno=True)
-        return _map_page(libc, self._descriptor, _device_offset(index, "watched"))
+        return _map_page(self._descriptor, _device_offset(index, "watched"))
 
     def write_overhead(self, index: int, value: int) -> None:
         """Say how many bytes of a device the driver has for the grant's processes.
@@ -229,7 +229,6 @@ def wait_for_answers(questions: Sequence[tuple[RegionFile, int]], timeout_second
     """
     if not 0 < len(questions) <= _MOST_WAITED:
         return False
-    libc = ctypes.CDLL(None, use_errno=True)
     until_ns = time.monotonic_ns() + int(timeout_seconds * 1e9)
     until = _Time(*divmod(until_ns, 10**9))
     try:
@@ -240,7 +239,7 @@ def wait_for_answers(questions: Sequence[tuple[RegionFile, int]], timeout_second
                     for file, index in questions
                 )
             )
-            woken = libc.syscall(
+            woken = _load_libc().syscall(
                 ctypes.c_long(_FUTEX_WAITV),
                 waiters,
                 ctypes.c_uint(len(waiters)),
@@ -257,12 +256,19 @@ def _device_offset(index: int, field: str) -> int:
     return DEVICES_OFFSET + index * DEVICE_SIZE + DEVICE_OFFSETS[field]
 
 
-@contextmanager
-def _map_page(libc: ctypes.CDLL, descriptor: int, offset: int) -> Iterator[int]:
-    """Map the page of a file that has a byte, and yield the byte's address: not to be looked at."""
+@cache
+def _load_libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return libc
+
+
+@contextmanager
+def _map_page(descriptor: int, offset: int) -> Iterator[int]:
+    """Map the page of a file that has a byte, and yield the byte's address: not to be looked at."""
+    libc = _load_libc()
     begin = offset - offset % mmap.PAGESIZE
     address = libc.mmap(None, mmap.PAGESIZE, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, begin)
     if address in {None, ctypes.c_void_p(-1).value}:
@@ -282,9 +288,8 @@ def _wake(descriptor: int, offset: int) -> None:
     number = _FUTEX_NUMBERS.get(platform.machine())
     if number is None:
         return
-    libc = ctypes.CDLL(None, use_errno=True)
-    with _map_page(libc, descriptor, offset) as address:
-        libc.syscall(
+    with _map_page(descriptor, offset) as address:
+        _load_libc().syscall(
             ctypes.c_long(number),
             ctypes.c_void_p(address),
             ctypes.c_int(_FUTEX_WAKE),
