@@ -2,7 +2,8 @@
 
 A job says where it has to wait for the disk, and jobs that come together wait there together: all
 of their files are written before the first is waited for, and a directory that several of them
-share is waited for once.
+share is waited for once. Whatever else is cheaper for many at once, such as a commit, they leave
+to somebody who does it for all of them.
 """
 
 import os
@@ -74,8 +75,19 @@ class Writes:
         return directories
 
 
-Job = Callable[[Writes], Generator[None, None, T]]
-"""Yields where what it wants on the disk has to be there."""
+Job = Callable[[Writes], Generator[Any, None, T]]
+"""Yields where what it wants on the disk has to be there.
+
+What it yields, unless that is ``None``, is done then by `Together`.
+"""
+
+Together = Callable[[Sequence[Any]], Sequence[Exception | None]]
+"""Does what jobs have yielded, for all of them at once; returns the error of each. Blocking."""
+
+
+def refuse(wishes: Sequence[Any]) -> Sequence[Exception | None]:
+    """Do nothing for jobs that only write files."""
+    return [TypeError(f"nobody does {wish!r}") for wish in wishes]
 
 
 class DurableWork:
@@ -86,17 +98,21 @@ class DurableWork:
     Args:
         executor: The one thread in which they are done.
         disk: See `Disk`.
+        together: See `Together`; called in that thread.
     """
 
-    def __init__(self, executor: Executor, disk: "Disk | None" = None) -> None:
-        work = partial(do_together, disk=disk or Disk())
+    def __init__(
+        self, executor: Executor, disk: "Disk | None" = None, *, together: Together = refuse
+    ) -> None:
+        work = partial(do_together, disk=disk or Disk(), together=together)
         self._groups: Groups[Job[Any], Any] = Groups(work, executor)
 
     async def do(self, job: Job[T]) -> T:
         """Return what a job returns.
 
         Raises:
-            Exception: What the job raised; where it yields, it is told of an error of the disk.
+            Exception: What the job raised; where it yields, it is told of an error of the disk, or
+                of what it wished for.
         """
         result: T = await self._groups.do(job)
         return result
@@ -127,7 +143,7 @@ class Disk:
         return errors
 
 
-def do_together(jobs: Sequence[Job[Any]], disk: Disk) -> list[Any]:
+def do_together(jobs: Sequence[Job[Any]], disk: Disk, together: Together = refuse) -> list[Any]:
     """Do jobs up to where each waits for the disk, wait for all of them, and so on. Blocking.
 
     Returns:
@@ -136,15 +152,16 @@ def do_together(jobs: Sequence[Job[Any]], disk: Disk) -> list[Any]:
     outcomes: list[Any] = [None] * len(jobs)
     writes = [Writes() for _ in jobs]
     running = {number: job(writes[number]) for number, job in enumerate(jobs)}
-    errors: dict[int, OSError] = {}
+    errors: dict[int, Exception] = {}
     try:
         while running:
+            wishes: dict[int, Any] = {}
             for number, steps in list(running.items()):
                 try:
                     if number in errors:
-                        steps.throw(errors.pop(number))
+                        wishes[number] = steps.throw(errors.pop(number))
                     else:
-                        next(steps)
+                        wishes[number] = next(steps)
                 except StopIteration as end:
                     outcomes[number] = end.value
                     del running[number]
@@ -152,11 +169,24 @@ def do_together(jobs: Sequence[Job[Any]], disk: Disk) -> list[Any]:
                     outcomes[number] = error
                     writes[number].discard()
                     del running[number]
-            errors = make_durable({number: writes[number] for number in running}, disk)
+            errors = {**make_durable({number: writes[number] for number in running}, disk)}
+            errors |= _grant(
+                {n: wish for n, wish in wishes.items() if wish is not None and n not in errors},
+                together,
+            )
     finally:
         for each in writes:
             each.discard()
     return outcomes
+
+
+def _grant(wishes: Mapping[int, Any], together: Together) -> dict[int, Exception]:
+    """Do what jobs have yielded; return the errors by job."""
+    if not wishes:
+        return {}
+    errors = together(list(wishes.values()))
+    found = zip(wishes, errors, strict=True)
+    return {number: error for number, error in found if error is not None}
 
 
 def make_durable(writes: Mapping[int, Writes], disk: Disk) -> dict[int, OSError]:

@@ -426,6 +426,7 @@ async def _open_state(settings: NodeSettings, stack: AsyncExitStack) -> _State:
         settings.state_dir / "ledger.db",
         copies=partial(read_copies, directories, store),
         alone=lambda: not instance.peers(),
+        executor=executor,
     )
     stack.push_async_callback(ledger.close)
     files = ClaimFiles(

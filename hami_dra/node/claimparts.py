@@ -75,17 +75,31 @@ class ClaimParts:
         await self._partitions.check_free(binding, held)
         return self._partitions.plan(binding, held)
 
+    def check_whole(self, binding: Binding) -> None:
+        """Make sure that no card of which a claim has a share is divided, or about to be.
+
+        To be called when the intent is in the ledger; see `Partitions.check_whole`.
+
+        Raises:
+            RetryError: One is.
+        """
+        gpus: dict[str, GpuFacts] = {name: offer.gpu for name, offer in self._offers().items()}
+        self._partitions.check_whole(binding, gpus)
+
     async def create(self, record: ClaimRecord, known: ClaimRecord | None) -> ClaimRecord:
         """Make the instances of a claim whose intent is in the ledger, and record them there.
 
         Raises:
             RetryError: One cannot be made, or a card has just been switched to MIG mode.
         """
-        await self._check_whole(record.binding, known)
-        if not has_instances(record.binding):
-            return record
-        self._partitions.own(record.binding)
         held = known.binding if known is not None else None
+        try:
+            self.check_whole(record.binding)
+        except HamiDraError:
+            if known is None:
+                await self._ledger.remove(record.binding.claim_uid)
+            raise
+        self._partitions.own(record.binding)
         try:
             binding = await self._partitions.create(record.binding, held, self._step)
             made = replace(record, binding=binding)
@@ -115,15 +129,6 @@ class ClaimParts:
     def disown(self, binding: Binding) -> None:
         """Take note that a claim has left the ledger."""
         self._partitions.disown(binding)
-
-    async def _check_whole(self, binding: Binding, known: ClaimRecord | None) -> None:
-        gpus: dict[str, GpuFacts] = {name: offer.gpu for name, offer in self._offers().items()}
-        try:
-            self._partitions.check_whole(binding, gpus)
-        except HamiDraError:
-            if known is None:
-                await self._ledger.remove(binding.claim_uid)
-            raise
 
     async def _withdraw(self, binding: Binding) -> None:
         """Leave no claim to a place where nothing of ours is: somebody else may take it."""

@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import gt
 from pathlib import Path
 from typing import Final, Self, TypeVar
@@ -35,6 +35,8 @@ _FULL: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQL
 _NOTHING: Final = (-1, -1, -1, -1, -1)
 _PART: Final = b'"mig":{'
 """What a record with a part of a card has in its text, and no other."""
+
+_FILE_ERRORS: Final = (OSError, sqlite3.DatabaseError, DamageError)
 
 T = TypeVar("T")
 
@@ -68,17 +70,37 @@ class CardTakenError(RetryError):
         self.holders = holders
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is to be done in a transaction.
+
+    Attributes:
+        work: Takes the connection and the arguments.
+        arguments: More for `work`.
+        durable: Whether it is to survive a power cut; else one that does brings it along.
+        last_resort: Whether to go on in the reserve if the disk is full.
+    """
+
+    work: Callable[..., None]
+    arguments: tuple[object, ...]
+    durable: bool = True
+    last_resort: bool = False
+
+
 class Ledger:
     """The ledger of one node; made by `open`.
 
-    Every method may be cancelled: its change is then made or not, never half.
+    Every method that waits may be cancelled: its change is then made or not, never half.
     """
 
-    def __init__(self, file: LedgerFile, executor: ThreadPoolExecutor, reserve: Reserve) -> None:
+    def __init__(
+        self, file: LedgerFile, executor: ThreadPoolExecutor, reserve: Reserve, *, owned: bool
+    ) -> None:
         self._file = file
         self._executor = executor
+        self._owned = owned
         self._reserve = reserve
-        self._changes: Groups[_Change, None] = Groups(self._change_all, executor)
+        self._changes: Groups[Change, None] = Groups(self.change_together, executor)
         self._finds: Groups[str, list[ClaimRecord]] = Groups(self._find_all, executor)
 
     @classmethod
@@ -89,11 +111,14 @@ class Ledger:
         copies: Callable[[], Iterable[ClaimRecord]] = tuple,
         alone: Callable[[], bool] = lambda: True,
         steps: tuple[str, ...] = STEPS,
+        executor: ThreadPoolExecutor | None = None,
     ) -> Self:
         """Open or create a ledger; one that cannot be read is replaced.
 
         Args:
             path: Of the file.
+            executor: The one thread that uses the file, if others have work for it; it outlives
+                the ledger. `change_together` and `look_up` are for them.
             copies: Returns the claims that a new file is to hold. Blocking.
             alone: Whether no other process uses the file. Blocking.
             steps: See `LedgerFile`.
@@ -101,7 +126,9 @@ class Ledger:
         Raises:
             RetryError: The file cannot be used at the moment: a full or read-only disk, say.
         """
-        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
+        own = None
+        if executor is None:
+            executor = own = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
 
         def fill(connection: sqlite3.Connection) -> int:
             count = 0
@@ -115,11 +142,13 @@ class Ledger:
             LedgerFile(path, fill=fill, check=_check_record, alone=alone, steps=steps),
             executor,
             Reserve(path.parent),
+            owned=own is not None,
         )
         try:
             await ledger._run(lambda _: None, last_resort=True)
         except BaseException:
-            executor.shutdown()
+            if own is not None:
+                own.shutdown()
             raise
         return ledger
 
@@ -131,7 +160,8 @@ class Ledger:
     async def close(self) -> None:
         """Close the file; what that frees of a full disk is kept for the next `open`."""
         await asyncio.get_running_loop().run_in_executor(self._executor, self._close)
-        self._executor.shutdown()
+        if self._owned:
+            self._executor.shutdown()
 
     async def begin(self, record: ClaimRecord, capacities: Mapping[str, CardCapacity]) -> None:
         """Record the intent to prepare a claim, if the cards have room for it.
@@ -142,7 +172,7 @@ class Ledger:
         Raises:
             CardTakenError: A card is taken; names the claims that hold it.
         """
-        await self._change(_begin, record, capacities)
+        await self._change(replace(describe_intent(record, capacities), durable=True))
 
     async def finish(self, uid: str, boot_id: str) -> None:
         """Record that a claim is ready.
@@ -150,7 +180,7 @@ class Ledger:
         Raises:
             RetryError: The ledger was lost since `begin`; begin again.
         """
-        await self._change(_finish, uid, boot_id)
+        await self._change(describe_end(uid, boot_id))
 
     async def note(self, record: ClaimRecord) -> None:
         """Replace the record of a claim that has begun: what was made for it meanwhile.
@@ -158,7 +188,7 @@ class Ledger:
         Raises:
             RetryError: The ledger was lost since `begin`; begin again.
         """
-        await self._change(_note, record)
+        await self._change(Change(_note, (record,)))
 
     async def find(self, uid: str) -> ClaimRecord | None:
         """Return a claim's record."""
@@ -171,7 +201,7 @@ class Ledger:
 
     async def remove(self, uid: str) -> None:
         """Forget a claim, also on a full disk. Idempotent."""
-        await self._change(_remove, uid, last_resort=True)
+        await self._change(describe_removal(uid))
 
     async def keep_reserve(self) -> None:
         """Keep room on the disk for `remove` and the next `open`. Idempotent.
@@ -195,32 +225,53 @@ class Ledger:
         loop = asyncio.get_running_loop()
         return await self._explained(loop.run_in_executor(self._executor, attempt, work, arguments))
 
-    async def _change(
-        self, work: Callable[..., None], *arguments: object, last_resort: bool = False
-    ) -> None:
+    def change_together(self, changes: Sequence[Change]) -> list[Exception | None]:
+        """Make changes with one commit, in the ledger's thread; return the error of each. Blocking.
+
+        What one of them is refused does not concern the others. Nothing is raised.
+        """
+        return [
+            None if error is None else self._explain(error) for error in self._attempt_all(changes)
+        ]
+
+    def look_up(self, uid: str) -> ClaimRecord | None:
+        """Do as `find`, in the ledger's thread. Blocking."""
+        try:
+            (found,) = self._find_all((uid,))
+        except _FILE_ERRORS as error:
+            raise self._explain(error) from error
+        return found[0] if found else None
+
+    async def _change(self, change: Change) -> None:
         """Make a change in the ledger's thread; those that come together share a commit."""
-        await self._explained(self._changes.do(_Change(work, arguments, last_resort=last_resort)))
+        await self._changes.do(change)
 
     async def _explained(self, answer: Awaitable[T]) -> T:
         try:
             return await answer
-        except sqlite3.ProgrammingError:
-            raise  # a bug, which no disk explains
-        except (OSError, sqlite3.DatabaseError, DamageError) as error:
-            raise RetryError(
-                f"the ledger cannot be used: {self._file.path}: {error}; --state-dir must be a "
-                "writable directory on a local disk with room"
-            ) from error
+        except _FILE_ERRORS as error:
+            raise self._explain(error) from error
 
-    def _change_all(self, changes: Sequence["_Change"]) -> list[Exception | None]:
+    def _explain(self, error: Exception) -> Exception:
+        """Return an error of the file in words that say what to do; another one as it is."""
+        if isinstance(error, sqlite3.ProgrammingError) or not isinstance(error, _FILE_ERRORS):
+            return error  # a bug, which no disk explains, or a refusal
+        explained = RetryError(
+            f"the ledger cannot be used: {self._file.path}: {error}; --state-dir must be a "
+            "writable directory on a local disk with room"
+        )
+        explained.__cause__ = error
+        return explained
+
+    def _attempt_all(self, changes: Sequence[Change]) -> list[Exception | None]:
         if len(changes) > 1:
             try:
-                return _change_together(self._file.connection(), changes)
-            except (OSError, sqlite3.DatabaseError, DamageError):
+                return _change_all(self._file.connection(), changes)
+            except _FILE_ERRORS:
                 pass  # nothing was changed; each alone, as it is done where the file is ill
         return [self._change_alone(change) for change in changes]
 
-    def _change_alone(self, change: "_Change") -> Exception | None:
+    def _change_alone(self, change: Change) -> Exception | None:
         attempt = self._attempt_to_the_last if change.last_resort else self._attempt
         try:
             attempt(_change_one, (change,))
@@ -255,26 +306,37 @@ class Ledger:
         return work(self._file.connection(), *arguments)
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """What is to be done in a transaction: takes the connection and the arguments."""
+def describe_intent(record: ClaimRecord, capacities: Mapping[str, CardCapacity]) -> Change:
+    """Return what `Ledger.begin` does.
 
-    work: Callable[..., None]
-    arguments: tuple[object, ...]
-    last_resort: bool
+    A power cut may undo it: kubelet has no answer yet, and whatever follows from an intent is
+    removed after one, or gone (MIG instances, which are made with a durable one nevertheless).
+    """
+    parts = any(device.mig is not None for device in record.binding.devices)
+    return Change(_begin, (record, capacities), durable=parts)
 
 
-def _change_one(connection: sqlite3.Connection, change: _Change) -> None:
-    with transaction(connection):
+def describe_end(uid: str, boot_id: str) -> Change:
+    """Return what `Ledger.finish` does."""
+    return Change(_finish, (uid, boot_id))
+
+
+def describe_removal(uid: str) -> Change:
+    """Return what `Ledger.remove` does."""
+    return Change(_remove, (uid,), last_resort=True)
+
+
+def _change_one(connection: sqlite3.Connection, change: Change) -> None:
+    with transaction(connection, durable=change.durable):
         change.work(connection, *change.arguments)
 
 
-def _change_together(
-    connection: sqlite3.Connection, changes: Sequence[_Change]
+def _change_all(
+    connection: sqlite3.Connection, changes: Sequence[Change]
 ) -> list[Exception | None]:
     """Make changes in one transaction; what is refused is undone, and the others are not."""
     outcomes: list[Exception | None] = []
-    with transaction(connection):
+    with transaction(connection, durable=any(change.durable for change in changes)):
         for change in changes:
             connection.execute("SAVEPOINT change")
             try:

@@ -276,8 +276,16 @@ class LedgerFile:
 
 
 @contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Make the block's changes together or not at all; waits for other writers a few seconds."""
+def transaction(connection: sqlite3.Connection, *, durable: bool = True) -> Iterator[None]:
+    """Make the block's changes together or not at all; waits for other writers a few seconds.
+
+    Args:
+        connection: As the file opened it.
+        durable: Whether they survive a power cut at once; else with the next change that does.
+            A log is believed up to where it is whole, so no change is there without those before
+            (https://www.sqlite.org/pragma.html#pragma_synchronous, NORMAL with a WAL).
+    """
+    connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -313,7 +321,6 @@ def _set_up(connection: sqlite3.Connection) -> None:
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise sqlite3.OperationalError(f"journal mode is {mode}; is it on a local disk?")
-    connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
 
 

@@ -5,6 +5,7 @@ claim whose limits change keeps its other file as it is. A container that runs k
 it was started with; the next one gets the new one. What holds at any moment is in the grant.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -63,7 +64,7 @@ class MetadataFiles:
             CdiDirectoryError: The directory is not writable.
         """
         paths = self._paths(binding)
-        if not all(path.is_file() for path in paths.values()):
+        if not all(map(os.path.isfile, paths.values())):
             self.write(binding, _NO_CARDS)
         spec = _render(binding, paths)
         return self._store.write(name_metadata_file(binding.claim_uid), spec, writes=writes)
@@ -126,12 +127,16 @@ def _render(binding: Binding, paths: Mapping[str, Path]) -> dict[str, Any]:
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:
     try:
-        known, generation = decode_metadata(path.read_bytes())
+        with open(path, "rb") as file:  # noqa: PTH123 - at every Prepare
+            known, generation = decode_metadata(file.read())
         if known == document:
             return
     except (FileNotFoundError, ValueError):
         generation = 0  # there is none that could be read
-    if not path.parent.is_dir():
+    content = encode_metadata(document, generation + 1)
+    try:
+        # A power cut ends all containers; kubelet then asks again, and it is written anew.
+        write_whole(path, content, mode=_MODE)
+    except FileNotFoundError:  # a claim without libvgpu has no other file there
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # A power cut ends all containers; kubelet then asks again, and it is written anew.
-    write_whole(path, encode_metadata(document, generation + 1), mode=_MODE)
+        write_whole(path, content, mode=_MODE)

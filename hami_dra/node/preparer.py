@@ -1,19 +1,18 @@
 """Prepare and Unprepare of one claim: verify, plan, write down, do, write down that it is done.
 
-Order of Prepare: intent in the ledger, MIG instances, record and directories, metadata and its CDI
-file, CDI file, "ready" in the ledger, answer. A crash after any of them leaves either an intent
-that nobody was told of, which the next start undoes, or a claim that the next Prepare finds and
-repairs. Order of Unprepare: CDI files (no container can start with them any more), MIG instances,
-directories, ledger. Claims that come together wait for the disk together
-(docs/decisions/0022-durable-together.md).
+Order of Prepare: intent in the ledger, MIG instances, record and directories, metadata, CDI files,
+"ready" in the ledger, answer. A crash after any of them leaves either an intent that nobody was
+told of, which the next start undoes, or a claim that the next Prepare finds and repairs. Order of
+Unprepare: CDI files (no container can start with them any more), MIG instances, directories,
+ledger. All of it but MIG instances is done by one thread in one go, and claims that come together
+wait for the disk together (docs/decisions/0022-durable-together.md).
 """
 
 import asyncio
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,9 +20,9 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from hami_dra.cdi.durable import Disk, DurableWork, Writes
+from hami_dra.cdi.durable import Disk, DurableWork, Job, Writes
 from hami_dra.cdi.store import CdiStore
-from hami_dra.contract.errors import RetryError, UserError
+from hami_dra.contract.errors import HamiDraError, RetryError, UserError
 from hami_dra.contract.names import CDI_KIND_CLAIM
 from hami_dra.kube import Api, ApiError
 from hami_dra.kube.errors import NotFoundError
@@ -34,7 +33,16 @@ from hami_dra.node.basedevices import BaseDevices
 from hami_dra.node.claimparts import ClaimParts, list_capacities
 from hami_dra.node.claimspec import name_devices, name_file, render_claim
 from hami_dra.node.copies import read_copy
-from hami_dra.node.ledger import CardTakenError, ClaimRecord, Ledger, encode_record
+from hami_dra.node.ledger import (
+    CardTakenError,
+    Change,
+    ClaimRecord,
+    Ledger,
+    describe_end,
+    describe_intent,
+    describe_removal,
+    encode_record,
+)
 from hami_dra.node.libfile import InstalledLibrary
 from hami_dra.node.metadata import MetadataFiles, name_metadata_ids
 from hami_dra.node.partitions import Partitions, has_instances
@@ -49,24 +57,24 @@ PREPARE_STEPS: Final = (
     "record",
     "directories",
     "metadata",
-    "cdi-metadata",
     "cdi",
     "ledger-ready",
 )
-UNPREPARE_STEPS: Final = (
-    "unprepare-cdi",
-    "unprepare-metadata",
-    "unprepare-directories",
-    "unprepare-ledger",
-)
+UNPREPARE_STEPS: Final = ("unprepare-cdi", "unprepare-directories", "unprepare-ledger")
 CHANGE_STEPS: Final = ("limits-record", "limits-ledger", "limits-grant", "limits-metadata")
 
 _READS_AT_ONCE: Final = 4
 """Claims that are read at a time: the API server answers this many sooner than this process can
 take the answers, and each connection with TLS holds memory for a minute."""
 
+_TURNS: Final = 8
+"""Claims that are worked on at a time: of many that come at once the first are done first, and
+none of them is half done while the last one begins."""
+
 Step = Callable[[str], None]
 T = TypeVar("T")
+Steps = Generator[Change | None, None, T]
+"""See `hami_dra.cdi.durable.Job`."""
 
 
 def no_step(_: str) -> None:
@@ -126,19 +134,15 @@ class ClaimFiles:
                 raise RetryError(f"{path}: no such file, but the claim's containers need it")
         return self.store.write(name_file(record.binding.claim_uid), spec, writes=writes)
 
-    def write_copy(self, record: ClaimRecord, writes: Writes) -> None:
+    def write_copy(self, record: ClaimRecord) -> None:
         """Write the copy of a claim's row, unless it says so already, perhaps and more.
-
-        It is there when `writes` are.
 
         Raises:
             RetryError: It cannot be written at the moment.
         """
         uid = record.binding.claim_uid
         if self.read_copy(uid) != record:
-            self.directories.write_record(uid, encode_record(record), writes)
-        else:
-            self.directories.sync(uid, writes)
+            self.directories.write_record(uid, encode_record(record))
 
     def read_copy(self, uid: str) -> ClaimRecord | None:
         """Return the copy of a claim's row, if there is one that can be read."""
@@ -162,7 +166,7 @@ class Preparer:
         offers: Returns this node's cards by device name, as they are published now.
         boot_id: Of the running kernel.
         settings: The node's.
-        executor: The one thread that touches `files`.
+        executor: The one thread that touches `files` and `ledger`.
         locks: Whose lock of the claim the caller holds.
         partitions: Makes the MIG instances of claims.
         disk: Waits for `files`.
@@ -194,65 +198,56 @@ class Preparer:
         self._settings = settings
         self._executor = executor
         self._parts = ClaimParts(partitions, ledger, offers=offers, step=step)
-        self._durable = DurableWork(executor, disk)
+        self._durable = DurableWork(executor, disk, together=ledger.change_together)
+        self._turns = asyncio.Semaphore(_TURNS)
         self._reads = asyncio.Semaphore(_READS_AT_ONCE)
         self._step = step
 
     async def prepare(self, claim: ClaimRef) -> tuple[PreparedDevice, ...]:
         """Make a claim's devices usable; see `ClaimHandler.prepare`."""
-        offers = self._offers()
-        gpus = {name: offer.gpu for name, offer in offers.items()}
-        async with self._reads:
-            began = time.monotonic()
-            stored = await self._read_claim(claim)
-            read_ms = round((time.monotonic() - began) * 1000, 1)
+        async with self._turns:
+            plan, known = await self._plan(claim)
+            record = plan.record
+            if not has_instances(record.binding):
+                base_ids = await self._make_room(partial(self._make_all, plan))
+                await self._check_whole(record.binding, known)
+                return _list_prepared(record.binding, base_ids)
+        # Instances take seconds to be made, and nobody's turn waits for that.
+        base_ids = await self._make_room(partial(self._intend, plan))
+        record = await self._parts.create(record, known)
+        await self._durable.do(partial(self._complete, replace(plan, record=record)))
+        return _list_prepared(record.binding, base_ids)
+
+    async def _plan(self, claim: ClaimRef) -> "tuple[_Plan, ClaimRecord | None]":
+        """Return what is to be made for a claim, and what was before."""
+        (stored, read_ms), known = await asyncio.gather(
+            self._read_claim(claim), self._ledger.find(claim.uid)
+        )
         users = (stored.get("status") or {}).get("reservedFor") or ()
         structlog.contextvars.bind_contextvars(
             pods=[user.get("name") for user in users],
             read_ms=read_ms,  # of the call's time, the API server's
         )
-        known = await self._ledger.find(claim.uid)
         await self._parts.refresh()
         binding = await self._parts.plan(self.bind(stored, known).binding, known)
-        record = ClaimRecord(
-            binding=binding,
-            library=self._files.choose_library(known),
-            boot_id=self._boot_id,
+        library = self._files.choose_library(known)
+        offers = self._offers()
+        plan = _Plan(
+            record=ClaimRecord(binding=binding, library=library, boot_id=self._boot_id),
+            gpus=_list_gpus(offers),
+            capacities=list_capacities(binding, offers, self._parts.index()),
         )
-        base_ids = await self._durable.do(partial(self._resolve_all, binding, gpus))
-        await self._begin(record, list_capacities(binding, offers, self._parts.index()))
-        self._step("ledger-intent")
-        record = await self._parts.create(record, known)
-        binding = record.binding
-        await self._durable.do(partial(self._make_files, record, gpus))
-        await self._ledger.finish(claim.uid, self._boot_id)
-        self._step("ledger-ready")
-        return tuple(
-            PreparedDevice(
-                request=device.request,
-                pool=device.pool,
-                device=device.device,
-                cdi_ids=(f"{CDI_KIND_CLAIM}={name}", base_id, *metadata_ids),
-                share_id=device.share_id,
-            )
-            for name, device, base_id, metadata_ids in zip(
-                name_devices(binding),
-                binding.devices,
-                base_ids,
-                name_metadata_ids(binding),
-                strict=True,
-            )
-        )
+        return plan, known
 
-    async def _begin(self, record: ClaimRecord, capacities: Mapping[str, CardCapacity]) -> None:
-        """Record the intent; if a card is taken, first by claims that nobody can be using.
+    async def _make_room(self, job: Job[list[str]]) -> list[str]:
+        """Do a job that takes cards; if one is taken, first by claims that nobody can be using.
 
         Raises:
             CardTakenError: The rest of a card is others'; says which of them are gone from the API
                 server, and are waited for.
         """
         try:
-            await self._ledger.begin(record, capacities)
+            return await self._durable.do(job)
         except CardTakenError as error:
             buried, ending = 0, []
             for uid in error.holders:
@@ -268,7 +263,15 @@ class Preparer:
                     f"{error}; {', '.join(ending)} no longer exist, but their containers may run "
                     "on this node until the kubelet has had them unprepared"
                 ) from error
-            await self._ledger.begin(record, capacities)
+            return await self._durable.do(job)
+
+    async def _check_whole(self, binding: Binding, known: ClaimRecord | None) -> None:
+        try:
+            self._parts.check_whole(binding)
+        except HamiDraError:
+            if known is None:
+                await self.forget(binding.claim_uid)
+            raise
 
     async def _find_dead(self, uid: str) -> Binding | None:
         """Return a recorded claim that the API server no longer has."""
@@ -325,34 +328,29 @@ class Preparer:
         Raises:
             RetryError: A file cannot be written at the moment.
         """
-        gpus = {name: offer.gpu for name, offer in self._offers().items()}
-        await self._in_thread(self._files.metadata.write, binding, gpus)
+        await self._in_thread(self._files.metadata.write, binding, _list_gpus(self._offers()))
 
     async def unprepare(self, claim: ClaimRef) -> None:
         """Undo it, from what is on this node alone; see `ClaimHandler.unprepare`."""
-        known = await self._ledger.find(claim.uid)
+        known = await self._forget(claim.uid)
         if known is not None:
             devices = [device.device for device in known.binding.devices]
             structlog.contextvars.bind_contextvars(devices=devices)
-        await self._forget(claim.uid, known)
 
     async def forget(self, uid: str) -> None:
         """Remove everything that belongs to a claim. Idempotent; an unknown claim is no error."""
-        await self._forget(uid, await self._ledger.find(uid))
+        await self._forget(uid)
 
-    async def _forget(self, uid: str, known: ClaimRecord | None) -> None:
-        if known is None:
-            known = await self._in_thread(self._files.read_copy, uid)
-        if known is not None and has_instances(known.binding):
-            await self._durable.do(partial(self._remove_specs, uid))
-            await self._parts.destroy(known.binding)
-            await self._in_thread(self._remove_directories, uid)
-        else:
-            await self._durable.do(partial(self._remove_files, uid))
-        await self._ledger.remove(uid)
+    async def _forget(self, uid: str) -> ClaimRecord | None:
+        """Do as `forget`; return what was known of the claim."""
+        known = await self._durable.do(partial(self._remove_unless_divided, uid))
         if known is not None:
+            if has_instances(known.binding):
+                await self._durable.do(partial(self._remove_specs_alone, uid))
+                await self._parts.destroy(known.binding)
+                await self._durable.do(partial(self._remove_rest, uid))
             self._parts.disown(known.binding)
-        self._step("unprepare-ledger")
+        return known
 
     async def bury(self, uid: str) -> bool:
         """Forget a claim that is gone, unless its containers may run or somebody works on it.
@@ -380,74 +378,128 @@ class Preparer:
             return True
         return bool(found["metadata"].get("uid") != binding.claim_uid)
 
-    async def _read_claim(self, ref: ClaimRef) -> dict[str, Any]:
-        try:
-            claim = await self._api.get(CLAIMS, ref.name, namespace=ref.namespace)
-        except NotFoundError as error:
-            raise UserError(f"claim {ref.namespace}/{ref.name} does not exist") from error
-        except ValueError as error:
-            raise UserError(f"claim {ref.namespace}/{ref.name}: {error}") from error
+    async def _read_claim(self, ref: ClaimRef) -> tuple[dict[str, Any], float]:
+        """Return a claim as the API server has it, and how many milliseconds it took to answer."""
+        async with self._reads:
+            began = time.monotonic()
+            try:
+                claim = await self._api.get(CLAIMS, ref.name, namespace=ref.namespace)
+            except NotFoundError as error:
+                raise UserError(f"claim {ref.namespace}/{ref.name} does not exist") from error
+            except ValueError as error:
+                raise UserError(f"claim {ref.namespace}/{ref.name}: {error}") from error
+            read_ms = round((time.monotonic() - began) * 1000, 1)
         uid = claim.get("metadata", {}).get("uid")
         if uid != ref.uid:
             raise UserError(
                 f"claim {ref.namespace}/{ref.name} was replaced: its metadata.uid is {uid}, the "
                 f"kubelet asks for {ref.uid}"
             )
-        return claim
+        return claim, read_ms
 
-    def _make_files(
-        self, record: ClaimRecord, gpus: Mapping[str, GpuFacts], writes: Writes
-    ) -> Generator[None, None, None]:
-        files, binding = self._files, record.binding
-        files.write_copy(replace(record, ready=True), writes)
-        with _explained(f"state directory {self._settings.state_dir}"):
-            yield
+    # From here on, jobs for the thread (`DurableWork`).
+
+    def _make_all(self, plan: "_Plan", writes: Writes) -> Steps[list[str]]:
+        base_ids = yield from self._intend(plan, writes)
+        yield from self._complete(plan, writes)
+        return base_ids
+
+    def _intend(self, plan: "_Plan", _: Writes) -> Steps[list[str]]:
+        """Record what is to be made, and return the CDI ids of the cards: no record without them.
+
+        The card file is waited for where it is written, which is hardly ever.
+        """
+        record, base = plan.record, self._files.base
+        base_ids = [base.resolve(device, plan.gpus) for device in record.binding.devices]
+        yield describe_intent(record, plan.capacities)
+        self._step("ledger-intent")
+        return base_ids
+
+    def _complete(self, plan: "_Plan", writes: Writes) -> Steps[None]:
+        files, record, binding = self._files, plan.record, plan.record.binding
+        files.write_copy(replace(record, ready=True))
         self._step("record")
         files.directories.ensure(binding)
         self._step("directories")
-        files.metadata.write(binding, gpus)
+        files.metadata.write(binding, plan.gpus)
         self._step("metadata")
         files.metadata.write_spec(binding, writes)
-        self._step("cdi-metadata")
         files.write_spec(record, writes)
-        with _explained(f"CDI directory {files.store.directory}"):
-            yield
+        yield from self._wait()
         self._step("cdi")
+        yield describe_end(binding.claim_uid, self._boot_id)
+        self._step("ledger-ready")
 
-    def _remove_files(self, uid: str, writes: Writes) -> Generator[None, None, None]:
-        yield from self._remove_specs(uid, writes)
-        self._remove_directories(uid)
+    def _remove_unless_divided(self, uid: str, writes: Writes) -> Steps[ClaimRecord | None]:
+        """Remove a claim, unless MIG instances have to end in between; return its record."""
+        known = self._ledger.look_up(uid) or self._files.read_copy(uid)
+        if known is None or not has_instances(known.binding):
+            self._remove_specs(uid, writes)
+            yield from self._remove_rest(uid, writes)
+        return known
 
-    def _remove_specs(self, uid: str, writes: Writes) -> Generator[None, None, None]:
-        files = self._files
-        files.store.remove(name_file(uid), writes)
+    def _remove_specs_alone(self, uid: str, writes: Writes) -> Steps[None]:
+        self._remove_specs(uid, writes)
+        yield from self._wait()
+
+    def _remove_specs(self, uid: str, writes: Writes) -> None:
+        self._files.store.remove(name_file(uid), writes)
+        self._files.metadata.remove_spec(uid, writes)
         self._step("unprepare-cdi")
-        files.metadata.remove_spec(uid, writes)
-        with _explained(f"CDI directory {files.store.directory}"):
-            yield
-        self._step("unprepare-metadata")
 
-    def _remove_directories(self, uid: str) -> None:
+    def _remove_rest(self, uid: str, _: Writes) -> Steps[None]:
         self._files.directories.remove(uid)
         self._step("unprepare-directories")
+        yield from self._wait(describe_removal(uid))
+        self._step("unprepare-ledger")
 
-    def _resolve_all(
-        self, binding: Binding, gpus: Mapping[str, GpuFacts], _: Writes
-    ) -> Generator[None, None, list[str]]:
-        yield from ()  # the card file is waited for where it is written, which is hardly ever
-        return [self._files.base.resolve(device, gpus) for device in binding.devices]
+    def _wait(self, change: Change | None = None) -> Steps[None]:
+        """Wait for the CDI directory, then for a change of the ledger."""
+        try:
+            yield change
+        except OSError as error:
+            raise self._files.store.explain(error) from error
 
     async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
 
 
-@contextmanager
-def _explained(where: str) -> Iterator[None]:
-    """Say of an error of the disk where it was."""
-    try:
-        yield
-    except OSError as error:
-        raise RetryError(f"{where}: {error.strerror or error}") from error
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is to be made for a claim.
+
+    Attributes:
+        record: Of the ledger.
+        gpus: The node's cards by device name.
+        capacities: What there is of each device of the claim.
+    """
+
+    record: ClaimRecord
+    gpus: Mapping[str, GpuFacts]
+    capacities: Mapping[str, CardCapacity]
+
+
+def _list_prepared(binding: Binding, base_ids: Sequence[str]) -> tuple[PreparedDevice, ...]:
+    return tuple(
+        PreparedDevice(
+            request=device.request,
+            pool=device.pool,
+            device=device.device,
+            cdi_ids=(f"{CDI_KIND_CLAIM}={name}", base_id, *metadata_ids),
+            share_id=device.share_id,
+        )
+        for name, device, base_id, metadata_ids in zip(
+            name_devices(binding),
+            binding.devices,
+            base_ids,
+            name_metadata_ids(binding),
+            strict=True,
+        )
+    )
+
+
+def _list_gpus(offers: Mapping[str, CardOffer]) -> dict[str, GpuFacts]:
+    return {name: offer.gpu for name, offer in offers.items()}
 
 
 def read_boot_id(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:

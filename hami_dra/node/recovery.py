@@ -182,7 +182,8 @@ class Recovery:
         ):
             return False
         raw = await self._in_thread(self._files.directories.read_record, uid)
-        return raw is not None and read_copy(uid, raw) is None
+        # A power cut may leave one that is empty, or all zeros, of a claim that was never answered.
+        return raw is not None and bool(raw.strip(b"\0")) and read_copy(uid, raw) is None
 
     async def tidy(self) -> None:
         """Remove what belongs to no claim, while no other instance can be using it.

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from hami_dra.cdi.durable import Writes, sync_directory, write_durably, write_whole
+from hami_dra.cdi.durable import write_whole
 from hami_dra.contract import names
 from hami_dra.contract.errors import RetryError, UserError
 from hami_dra.contract.grant import HEADER_OFFSETS, Grant, GrantDevice, decode_grant, encode_grant
@@ -38,18 +38,19 @@ class ShareDirectories:
 
     def __init__(self, state_dir: Path) -> None:
         self._root = state_dir / "claims"
+        self._root_name = str(self._root)
 
     def grant_path(self, uid: str, request: str) -> Path:
         """Return where a request's grant is."""
-        return self._claim(uid) / _checked(request) / names.GRANT_FILE
+        return Path(f"{self._claim(uid)}/{_checked(request)}/{names.GRANT_FILE}")
 
     def region_path(self, uid: str, request: str) -> Path:
         """Return where a request's region directory is."""
-        return self._claim(uid) / _checked(request) / names.REGION_DIR
+        return Path(f"{self._claim(uid)}/{_checked(request)}/{names.REGION_DIR}")
 
     def metadata_path(self, uid: str, request: str) -> Path:
         """Return where a request's device metadata is."""
-        return self._claim(uid) / _checked(request) / names.METADATA_FILE
+        return Path(f"{self._claim(uid)}/{_checked(request)}/{names.METADATA_FILE}")
 
     def ensure(self, binding: Binding) -> None:
         """Make what is missing and bring grants up to date. Idempotent.
@@ -119,10 +120,11 @@ class ShareDirectories:
         finally:
             os.close(descriptor)
 
-    def write_record(self, uid: str, record: bytes, writes: Writes | None = None) -> None:
+    def write_record(self, uid: str, record: bytes) -> None:
         """Keep a copy of the ledger's row beside the data, for the day the ledger is lost.
 
-        With `writes` it is there when those are, else when this returns.
+        It is whole for whoever reads it, and not waited for: after a power cut it may be empty,
+        and then no container runs on what it says.
 
         Raises:
             RetryError: It cannot be written at the moment.
@@ -130,24 +132,14 @@ class ShareDirectories:
         claim = self._claim(uid)
         try:
             self._make_claim(claim)
-            if writes is None:
-                write_durably(claim / _RECORD, record, mode=0o600)
-                sync_directory(self._root)
-            else:
-                writes.replace(claim / _RECORD, record, mode=0o600)
-                writes.sync(self._root)
+            write_whole(f"{claim}/{_RECORD}", record, mode=0o600)
         except OSError as error:
             raise RetryError(f"state directory {self._root}: {error.strerror or error}") from error
-
-    def sync(self, uid: str, writes: Writes) -> None:
-        """Want a claim's own names on the disk, whoever made them."""
-        writes.sync(self._claim(uid))
-        writes.sync(self._root)
 
     def list_paths(self, binding: Binding) -> list[str]:
         """Return what `ensure` makes and brings up to date, but for what tenants write in."""
         claim = self._claim(binding.claim_uid)
-        found = [str(claim)]
+        found = [claim]
         for request, devices in binding.requests.items():
             found.append(f"{claim}/{_checked(request)}")
             if any(device.controlled for device in devices):
@@ -164,13 +156,14 @@ class ShareDirectories:
     def read_record(self, uid: str) -> bytes | None:
         """Return the copy of one claim, ``None`` if there is none that can be read."""
         try:
-            return (self._claim(uid) / _RECORD).read_bytes()
+            with open(f"{self._claim(uid)}/{_RECORD}", "rb") as file:  # noqa: PTH123 - see `_make`
+                return file.read()
         except OSError:
             return None
 
     def sweep_temporaries(self, uid: str) -> None:
         """Remove what a killed writer left among a claim's files. Errors are left to the next."""
-        claim = self._claim(uid)
+        claim = Path(self._claim(uid))
         # No deeper: below a region are a tenant's files.
         for path in (*claim.glob(".*.tmp"), *claim.glob("*/.*.tmp")):
             with suppress(OSError):
@@ -193,8 +186,9 @@ class ShareDirectories:
         """
         directory = self._claim(uid)
         try:
-            if directory.exists():
-                shutil.rmtree(directory)
+            shutil.rmtree(directory)
+        except FileNotFoundError:
+            return
         except OSError as error:
             raise RetryError(f"{directory} cannot be removed: {error}") from error
 
@@ -213,14 +207,16 @@ class ShareDirectories:
             except OSError as error:
                 raise RetryError(f"{region} cannot be emptied: {error}") from error
 
-    def _claim(self, uid: str) -> Path:
-        return self._root / _checked(uid)
+    def _claim(self, uid: str) -> str:
+        # Names, not Path objects: at every Prepare, a dozen times.
+        return f"{self._root_name}/{_checked(uid)}"
 
-    def _make_claim(self, claim: Path) -> None:
-        if not self._root.is_dir():
+    def _make_claim(self, claim: str) -> None:
+        try:
+            _make(self._root_name, _PRIVATE_MODE)
+        except FileNotFoundError:
             self._root.mkdir(mode=_PRIVATE_MODE, parents=True, exist_ok=True)
-        _make(str(self._root), _PRIVATE_MODE)
-        _make(str(claim), _PRIVATE_MODE)
+        _make(claim, _PRIVATE_MODE)
 
     def _ensure(self, binding: Binding) -> None:
         claim = self._claim(binding.claim_uid)

@@ -123,6 +123,7 @@ def name_device(uuid: str) -> str:
     return (label if label.startswith("gpu-") else f"gpu-{label}")[:_LONGEST_NAME].rstrip("-")
 
 
+@lru_cache(maxsize=256)
 def normalize_version(text: str) -> str:
     """Return a strict semantic version: ``580.95.05`` becomes ``580.95.5``, ``9.0`` ``9.0.0``.
 

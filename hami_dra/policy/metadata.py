@@ -7,13 +7,14 @@ at most 32 attributes.
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
 
 from hami_dra.contract import names
 from hami_dra.policy.binding import Binding, BoundDevice
-from hami_dra.policy.devices import GpuFacts, describe_device, name_device
+from hami_dra.policy.devices import GpuFacts, describe_attributes, name_device
 
 VERSIONS: Final = (
     "metadata.resource.k8s.io/v1beta1",
@@ -98,12 +99,16 @@ def name_container_path(binding: Binding, request: str) -> str:
     return f"{names.CONTAINER_METADATA_DIR}/{place}/{request}/{file}"
 
 
+@lru_cache(maxsize=256)
+def _describe_card(gpu: GpuFacts) -> Mapping[str, Any]:
+    """Return a card's attributes: the same for all claims that have a share of it."""
+    return describe_attributes(gpu)
+
+
 def _describe(device: BoundDevice, gpus: Mapping[str, GpuFacts]) -> dict[str, Any]:
     gpu = gpus.get(name_device(device.mig.card) if device.mig else device.device)
     attributes: dict[str, Any] = (
-        describe_device(gpu, split_count=1)["attributes"]
-        if gpu is not None
-        else {names.ATTR_UUID: {"string": device.uuid}}
+        {**_describe_card(gpu)} if gpu is not None else {names.ATTR_UUID: {"string": device.uuid}}
     )
     cores = device.cores_percent
     if device.mig is not None:

@@ -3,10 +3,11 @@
 import asyncio
 import errno
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -144,6 +145,48 @@ def test_nothing_is_left_open_or_lying_about(tmp_path: Path) -> None:
     assert (tmp_path / "b").read_bytes() == b"3"
     assert oct((tmp_path / "a").stat().st_mode & 0o777) == "0o640"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_what_jobs_wish_for_is_done_together_once_their_files_are_on_the_disk(
+    tmp_path: Path, points: list[str]
+) -> None:
+    def wishing(name: str) -> Job[str]:
+        def job(writes: Writes) -> Generator[Any, None, str]:
+            writes.replace(tmp_path / name, b"new", mode=0o600)
+            try:
+                yield f"wish of {name}"
+            except ValueError as error:
+                return f"told: {error}"
+            return f"{name} granted"
+
+        return job
+
+    def grant(wishes: Sequence[Any]) -> list[Exception | None]:
+        points.append(f"granted {', '.join(wishes)}")
+        return [ValueError("not this one") if wish == "wish of b" else None for wish in wishes]
+
+    jobs: list[Job[Any]] = [wishing("a"), replacing(tmp_path / "plain"), wishing("b")]
+    outcomes = do_on_disk(jobs, Disk(), grant)
+
+    assert outcomes == ["a granted", "plain", "told: not this one"]
+    assert points[-2:] == [f"fsync {tmp_path.name}", "granted wish of a, wish of b"]
+
+
+def test_nothing_is_wished_for_where_the_disk_failed_or_nobody_grants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wishing(writes: Writes) -> Generator[Any, None, None]:
+        writes.replace(tmp_path / "a", b"new", mode=0o600)
+        yield "a wish"
+
+    (unheard,) = do_together([wishing])
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.EIO, "disk on fire")))
+    asked = Mock()
+    (failed,) = do_on_disk([wishing], Disk(), asked)
+
+    assert isinstance(unheard, TypeError)
+    assert isinstance(failed, OSError)
+    asked.assert_not_called()
 
 
 async def test_jobs_that_come_together_share_a_wait(tmp_path: Path, points: list[str]) -> None:

@@ -166,7 +166,9 @@ async def start_rig(
     root = DriverRoot(settings.driver_root, settings.driver_root)
     directories = ShareDirectories(settings.state_dir)
     ledger = await Ledger.open(
-        settings.state_dir / "ledger.db", copies=partial(read_copies, directories, store)
+        settings.state_dir / "ledger.db",
+        copies=partial(read_copies, directories, store),
+        executor=executor,
     )
     files = ClaimFiles(
         store=store,

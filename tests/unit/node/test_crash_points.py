@@ -48,12 +48,11 @@ PREPARE = [
     *INTENT,
     "mkdir claims",
     f"mkdir {CLAIM}",
-    *replace(CLAIM, "record.json"),
-    "fsync claims",
+    # A power cut ends the readers of all this: nobody waits for it.
+    *replace(CLAIM, "record.json", WHOLE),
     f"mkdir {CLAIM}/gpu",
     f"mkdir {CLAIM}/gpu/region",
     f"chmod {CLAIM}/gpu/region",
-    # A power cut ends the readers of these as well.
     *replace(f"{CLAIM}/gpu", "grant", WHOLE),
     *replace(f"{CLAIM}/gpu", "metadata.json", WHOLE),
     # Both are written before either is waited for; they get their names in this order.
@@ -81,13 +80,13 @@ END_INSTANCE = [
 UNPREPARE = [
     "unlink cdi/claim-UID.json",
     "unlink cdi/metadata-UID.json",
-    "fsync cdi",
     f"unlink {CLAIM}/record.json",
     f"unlink {CLAIM}/gpu/grant",
     f"unlink {CLAIM}/gpu/metadata.json",
     f"rmdir {CLAIM}/gpu/region",
     f"rmdir {CLAIM}/gpu",
     f"rmdir {CLAIM}",
+    "fsync cdi",
     "sql BEGIN IMMEDIATE",
     "sql DELETE FROM claims",
     "sql COMMIT",

@@ -4,7 +4,9 @@ import asyncio
 import sqlite3
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hami_dra.contract.errors import RetryError
-from hami_dra.node.ledger import CardTakenError, ClaimRecord, Ledger
-from hami_dra.policy.binding import Binding, BoundDevice
+from hami_dra.node.ledger import (
+    CardTakenError,
+    Change,
+    ClaimRecord,
+    Ledger,
+    describe_end,
+    describe_intent,
+    describe_removal,
+)
+from hami_dra.policy.binding import Binding, BoundDevice, BoundPart
 from hami_dra.policy.devices import CardCapacity
 from hami_dra.testing.crashpoints import Point, watch_points
 
 CAPACITY = CardCapacity(memory_mib=1000, cores=100, slots=4)
+PART = BoundPart(card="GPU-0", profile=19, start=0, size=1, dynamic=True)
 
 
 def make_record(
@@ -28,6 +39,7 @@ def make_record(
     slots: int = 1,
     admin: bool = False,
     exclusive: bool = False,
+    part: BoundPart | None = None,
 ) -> ClaimRecord:
     device = BoundDevice(
         request="gpu",
@@ -43,6 +55,7 @@ def make_record(
         consumed_slots=0 if admin else slots,
         exclusive=exclusive,
         admin=admin,
+        mig=part,
     )
     binding = Binding(claim_uid=uid, namespace="team", name=uid, devices=(device,))
     return ClaimRecord(binding=binding, library="/lib", boot_id="boot")
@@ -97,6 +110,61 @@ async def test_changes_that_cannot_be_made_together_are_made_one_by_one(tmp_path
     assert "no room for c2" in str(outcomes[2])
     assert [r.binding.claim_uid for r in await ledger.records()] == ["c0", "c1", "c3"]
     await ledger.close()
+
+
+async def test_whoever_shares_the_thread_changes_and_looks_up_without_waiting(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "ledger.db"
+    records = [make_record(f"c{number}", memory=600, cores=1) for number in range(2)]
+    with ThreadPoolExecutor(max_workers=1) as executor, counted_commits(path) as commits:
+        ledger = await Ledger.open(path, executor=executor)
+        commits.clear()
+
+        def work() -> tuple[list[Exception | None], ClaimRecord | None]:
+            changes = [
+                *(describe_intent(record, {"gpu-0": CAPACITY}) for record in records),
+                describe_end("c0", "boot-2"),
+                describe_end("c1", "boot-2"),
+            ]
+            return ledger.change_together(changes), ledger.look_up("c0")
+
+        loop = asyncio.get_running_loop()
+        errors, found = await loop.run_in_executor(executor, work)
+        await ledger.close()
+        assert await loop.run_in_executor(executor, str, "still there")
+    assert [type(error) for error in errors] == [type(None), CardTakenError, type(None), RetryError]
+    assert found == replace(records[0], ready=True, boot_id="boot-2")
+    assert len(commits) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "level"),
+    [
+        (describe_intent(make_record("plain", memory=1, cores=1), {}), 1),
+        (describe_intent(make_record("divided", memory=1, cores=1, part=PART), {}), 2),
+        (describe_end("plain", "boot"), 2),
+        (describe_removal("plain"), 2),
+    ],
+    ids=["intent", "intent of MIG instances", "end", "removal"],
+)
+async def test_only_an_intent_may_be_lost_in_a_power_cut(
+    tmp_path: Path, change: Change, level: int
+) -> None:
+    """By SQLite's level: 1 (NORMAL) does not wait for the disk at a commit, 2 (FULL) does."""
+    levels: list[int] = []
+
+    def watched(connection: sqlite3.Connection, *arguments: object) -> None:
+        levels.extend(connection.execute("PRAGMA synchronous").fetchone())
+        change.work(connection, *arguments)
+
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        ledger = await Ledger.open(tmp_path / "ledger.db", executor=executor)
+        loop = asyncio.get_running_loop()
+        changes = [replace(change, work=watched)]
+        await loop.run_in_executor(executor, ledger.change_together, changes)
+        await ledger.close()
+    assert levels == [level]
 
 
 actions = st.lists(

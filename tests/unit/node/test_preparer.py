@@ -1,5 +1,6 @@
 """Prepare and Unprepare: what is on disk after each, whatever happened in between."""
 
+import asyncio
 import shutil
 import stat
 from pathlib import Path
@@ -394,3 +395,26 @@ async def test_an_injected_device_is_a_device(tmp_path: Path, cluster: FakeClust
         }
     ]
     assert edits["mounts"][0]["containerPath"] == "/data"
+
+
+async def test_of_many_claims_the_first_are_done_before_the_last_are_read(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    refs = [
+        await put_claim(
+            cluster, make_claim(f"job-{n}", make_share(n % 2, share=n, memory_mib=9, cores=1))
+        )
+        for n in range(20)
+    ]
+    reads: list[int] = []
+    async with start_rig(tmp_path, cluster) as rig:
+        cluster.requests.clear()
+
+        async def prepare(ref: ClaimRef) -> None:
+            await rig.preparer.prepare(ref)
+            reads.append(sum(method == "GET" for method, _ in cluster.requests))
+
+        await asyncio.gather(*map(prepare, refs))
+
+    assert reads[0] <= 8
+    assert reads[-1] == 20

@@ -108,6 +108,23 @@ async def test_a_copy_of_another_version_keeps_its_claim_until_the_kubelet_asks(
         assert rig.claim_directories() == []
 
 
+@pytest.mark.parametrize("copy", [b"", b"\0" * 900])
+async def test_what_a_power_cut_left_of_a_copy_keeps_no_claim(
+    tmp_path: Path, cluster: FakeCluster, copy: bytes
+) -> None:
+    """Nobody waits for a copy, so a cut before "ready" may leave its name and not its bytes."""
+    ref = await put_claim(cluster, make_claim("job", make_share()))
+    async with start_rig(tmp_path, cluster) as rig:
+        await rig.preparer.prepare(ref)
+        await rig.ledger.remove(ref.uid)
+    (tmp_path / "state" / "claims" / ref.uid / "record.json").write_bytes(copy)
+    async with start_rig(tmp_path, cluster, boot_id="boot-2") as rig:
+        report = await rig.recovery.start()
+
+        assert (report.restored, report.undone) == (0, 1)
+        assert (rig.claim_files(), rig.claim_directories()) == ([], [])
+
+
 async def test_after_a_reboot_regions_are_empty_and_claims_that_are_gone_are_swept(
     tmp_path: Path, cluster: FakeCluster
 ) -> None:
