@@ -15,7 +15,7 @@ from hami_dra.testing.fakekubelet import FakeClaim, FakeKubelet
 from tests.contract.nodeprocess import Place, make_claim
 
 CLAIM: Final = FakeClaim("uid-job", "job", "team")
-POINTS: Final = 51
+POINTS: Final = 48
 """Of Prepare and Unprepare; tests/unit/node/test_crash_points.py says what they are."""
 _CHANCE: Final = random.Random(20)  # noqa: S311 - to be repeated
 KILLS: Final = sorted({*_CHANCE.sample(range(POINTS), 6), POINTS - 1})

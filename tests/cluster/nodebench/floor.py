@@ -65,8 +65,10 @@ def write_claims(place: Place) -> float:
         began = time.perf_counter()
         for first in range(0, place.claims, _GROUP):
             names = [str(number) for number in range(first, min(first + _GROUP, place.claims))]
+            log.execute("PRAGMA synchronous = NORMAL")
             _commit(log, "INSERT INTO claims VALUES (?, zeroblob(1000))", names)
             _write_group(f"{state}", f"{cdi}", names)
+            log.execute("PRAGMA synchronous = FULL")
             _commit(log, "UPDATE claims SET record = zeroblob(1001) WHERE uid = ?", names)
         return (time.perf_counter() - began) * 1000
 
@@ -80,16 +82,9 @@ def _commit(log: sqlite3.Connection, statement: str, names: list[str]) -> None:
 def _write_group(state: str, cdi: str, names: list[str]) -> None:
     waiting: list[int] = []
     for name in names:
-        os.mkdir(f"{state}/{name}")  # noqa: PTH102 - the calls themselves
-        waiting.append(_write(f"{state}/{name}/record"))
-    _wait(waiting)
-    _wait([os.open(f"{state}/{name}", os.O_RDONLY) for name in names])
-    _wait([os.open(state, os.O_RDONLY)])
-    waiting.clear()
-    for name in names:
         os.makedirs(f"{state}/{name}/request/region")  # noqa: PTH103 - the calls themselves
-        for file in ("grant", "metadata"):
-            os.close(_write(f"{state}/{name}/request/{file}"))
+        for file in ("record", "request/grant", "request/metadata"):
+            os.close(_write(f"{state}/{name}/{file}"))
         waiting += [_write(f"{cdi}/{name}-{kind}") for kind in ("claim", "metadata")]
     _wait(waiting)
     _wait([os.open(cdi, os.O_RDONLY)])

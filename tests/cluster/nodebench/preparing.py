@@ -52,10 +52,14 @@ class Arrival:
     spread_seconds: float = 0.0
 
 
+def _burst(rounds: int) -> Arrival:
+    return Arrival(f"{CLAIMS} at once", rounds, CLAIMS)
+
+
 _ARRIVALS = (
     Arrival("one at a time", 2, 1),
     Arrival(f"{CLAIMS} in a second", 2, CLAIMS, 1.0),
-    Arrival(f"{CLAIMS} at once", _ROUNDS, CLAIMS),
+    _burst(_ROUNDS),
 )
 
 
@@ -96,7 +100,7 @@ class Run:
 
 def measure(bed: Bed, claims: Sequence[dict[str, str]], report: Report) -> None:
     """Measure on a node process that runs and is used for nothing else."""
-    _call(bed, claims, rounds=3, at_once=CLAIMS)  # connections, caches, the first WAL
+    _call(bed, claims, _burst(3))  # connections, caches, the first WAL
     floor = _measure_floor(bed, claims, report)
     for arrival in _ARRIVALS:
         said, at_once = arrival.said, arrival.at_once
@@ -155,25 +159,34 @@ def _measure_floor(bed: Bed, claims: Sequence[dict[str, str]], report: Report) -
     program = [sys.executable, "-m", "tests.cluster.nodebench.floor", str(path)]
     cluster.start_process(_FLOOR, program, {"PYTHONPATH": str(ROOT)}, ready="started")
     try:
-        _call(bed, claims, rounds=2, at_once=CLAIMS, kubelet=kubelet)
-        runs = [
-            _call(bed, claims, rounds=_ROUNDS, at_once=CLAIMS, kubelet=kubelet)
-            for _ in range(_REPEATS)
-        ]
+        _call(bed, claims, _burst(2), kubelet=kubelet)
+        middle = [_measure_nothing(bed, claims, each, kubelet, report) for each in _ARRIVALS][-1]
     finally:
         cluster.stop_process(_FLOOR)
-    calls = [[ms for each in run.prepare_ms.values() for ms in each] for run in runs]
-    middles = [median(each) for each in calls]
-    title = f"floor: a service that does nothing, {CLAIMS} at once, ms, p50"
-    report.say(title, spread(middles, 1))
-    lasts = [_quantile(each, 99) for each in calls]
-    report.say(title.replace("p50", "p99"), spread(lasts, 1))
     disk = msgspec.json.decode(result.read_bytes(), type=list[float])
     report.say(f"floor: the bare writes of {CLAIMS} claims, ms", spread(disk, 1))
     # Half of the calls have their answer when half of the writes are done.
-    floor = median(middles) + median(disk) / 2
+    floor = middle + median(disk) / 2
     report.say("floor: p50 of both together, ms", f"{floor:.1f}")
     return floor
+
+
+def _measure_nothing(
+    bed: Bed, claims: Sequence[dict[str, str]], arrival: Arrival, kubelet: Path, report: Report
+) -> float:
+    """Report what a service that does nothing takes for calls; return the median, in ms."""
+    calls = [
+        [
+            ms
+            for each in _call(bed, claims, arrival, kubelet=kubelet).prepare_ms.values()
+            for ms in each
+        ]
+        for _ in range(_REPEATS)
+    ]
+    for percent in (50, 99):
+        title = f"floor: a service that does nothing, {arrival.said}, ms, p{percent}"
+        report.say(title, spread([_quantile(each, percent) for each in calls], 1))
+    return median(median(each) for each in calls)
 
 
 def measure_memory(bed: Bed, claims: Sequence[dict[str, str]], report: Report) -> None:
@@ -181,7 +194,7 @@ def measure_memory(bed: Bed, claims: Sequence[dict[str, str]], report: Report) -
     report.say("RSS before the first Prepare, MiB", f"{_read_rss(bed):.1f}")
     sizes = []
     for _ in range(_PARTS):
-        _call(bed, claims, rounds=ROUNDS // _PARTS, at_once=CLAIMS)
+        _call(bed, claims, _burst(ROUNDS // _PARTS))
         sizes.append(_read_rss(bed))
     count = CLAIMS * ROUNDS
     each = ", ".join(f"{size:.1f}" for size in sizes)
@@ -212,7 +225,7 @@ def _read_rss(bed: Bed) -> float:
 
 def measure_idle(bed: Bed, claims: Sequence[dict[str, str]], report: Report) -> None:
     """See what a process with prepared claims uses that is asked nothing."""
-    _call(bed, claims, rounds=1, at_once=CLAIMS, keep=True)
+    _call(bed, claims, _burst(1), keep=True)
     # What follows a Prepare is not nothing: the node says in each claim's status that it is ready.
     bed.cluster.wait_for_all(
         "resourceclaims", lambda items: all(item["status"].get("devices") for item in items)
@@ -228,13 +241,7 @@ def measure_idle(bed: Bed, claims: Sequence[dict[str, str]], report: Report) -> 
 
 def _measure_calls(bed: Bed, claims: Sequence[dict[str, str]], arrival: Arrival) -> Run:
     before = len(bed.cluster.logs("node"))
-    calls = _call(
-        bed,
-        claims,
-        rounds=arrival.rounds,
-        at_once=arrival.at_once,
-        spread_seconds=arrival.spread_seconds,
-    )
+    calls = _call(bed, claims, arrival)
     reads: dict[str, list[float]] = {}
     for line in _list_lines(bed.cluster.logs("node")[before:]):
         if line.get("event") == "prepare":
@@ -252,10 +259,8 @@ def _measure_calls(bed: Bed, claims: Sequence[dict[str, str]], arrival: Arrival)
 def _call(
     bed: Bed,
     claims: Sequence[dict[str, str]],
+    arrival: Arrival,
     *,
-    rounds: int,
-    at_once: int,
-    spread_seconds: float = 0.0,
     keep: bool = False,
     kubelet: Path | None = None,
 ) -> Calls:
@@ -263,9 +268,9 @@ def _call(
     plan = Plan(
         kubelet_dir=str(kubelet or cluster.kubelet_directory),
         claims=list(claims),
-        rounds=rounds,
-        at_once=at_once,
-        spread_seconds=spread_seconds,
+        rounds=arrival.rounds,
+        at_once=arrival.at_once,
+        spread_seconds=arrival.spread_seconds,
         keep=keep,
     )
     path = cluster.directory / "calls.json"
