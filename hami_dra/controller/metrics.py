@@ -1,6 +1,6 @@
 """What the controller counts."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 
 class ControllerMetrics:
@@ -49,6 +49,10 @@ class ControllerMetrics:
             ["result"],
             registry=self.registry,
         )
+
+    def render(self) -> bytes:
+        """Return what Prometheus reads."""
+        return generate_latest(self.registry)
 
     def lead(self, leading: bool) -> None:  # noqa: FBT001 - a callback's only argument
         """Note whether this process leads; one that does not knows nothing."""

@@ -77,7 +77,7 @@ async def serve(settings: Settings, api: Api, supervisor: Supervisor) -> AsyncIt
         await collector.run()
 
     async with serve_health(
-        settings.health_host, settings.health_port, readiness, metrics.registry
+        settings.health_host, settings.health_port, readiness, metrics.render
     ) as health:
         supervisor.spawn("leader-election", lease.run(collect))
         readiness.set("serving", None)

@@ -20,7 +20,6 @@ from functools import partial
 from typing import Final, TypeVar
 
 import structlog
-from prometheus_client import CollectorRegistry
 
 from hami_dra.cdi.driverroot import DriverRoot
 from hami_dra.cdi.durable import Disk
@@ -68,6 +67,7 @@ from hami_dra.node.sharedir import ShareDirectories
 from hami_dra.node.sharemetrics import ShareMetrics
 from hami_dra.policy.driverlimits import DriverHold
 from hami_dra.service.clock import SystemClock
+from hami_dra.service.exposition import Exposition
 from hami_dra.service.heap import keep_what_is_there, use_one_arena
 from hami_dra.service.http import Readiness, serve_health
 from hami_dra.service.supervise import Supervisor
@@ -103,7 +103,7 @@ async def run_node(
     settings.check()
     use_one_arena()
     readiness = Readiness(*CONDITIONS)
-    registry = CollectorRegistry()
+    exposition = Exposition()
     library = NvmlLibrary(settings.driver_root)
     if source is None:
         nvml = NvmlSource(settings.driver_root, sysfs=settings.sysfs)
@@ -113,7 +113,9 @@ async def run_node(
         AsyncExitStack() as opened,
         connect(settings.kubeconfig) as session,
         Supervisor() as supervisor,
-        serve_health(settings.health_host, settings.health_port, readiness, registry) as port,
+        serve_health(
+            settings.health_host, settings.health_port, readiness, exposition.render
+        ) as port,
     ):
         _log.info("node.starting", node=settings.node_name, health_port=port)
 
@@ -137,9 +139,9 @@ async def run_node(
                 config,
             )
             node = _Node(settings, Api(session), state, readiness, inputs, step)
-            registry.register(node.metrics)
-            registry.register(node.claim_metrics)
-            registry.register(ShareMetrics(node.arbitration.statistics, node.watch.held))
+            exposition.register(node.metrics)
+            exposition.register(node.claim_metrics)
+            exposition.register(ShareMetrics(node.arbitration.statistics, node.watch.held))
             if await _persist(node.recover, supervisor, note) is not None:
                 await node.serve(supervisor)
 

@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
-
 from hami_dra.node.audit import AuditStatistics
 from hami_dra.node.claimwatch import WatchStatistics
+from hami_dra.service.exposition import CounterFamily, Family, GaugeFamily
 
 
-class ClaimMetrics(Collector):
+class ClaimMetrics:
     """Reads the statistics when asked.
 
     Args:
@@ -28,22 +26,22 @@ class ClaimMetrics(Collector):
         self._watch = watch
         self._audit = audit
 
-    def collect(self) -> Iterable[Metric]:
+    def collect(self) -> Iterable[Family]:
         """Return every family with its values of now."""
         watch = self._watch()
-        yield GaugeMetricFamily(
+        yield GaugeFamily(
             "hami_dra_node_claims_followed", "Prepared claims that are followed.", watch.claims
         )
-        yield CounterMetricFamily(
+        yield CounterFamily(
             "hami_dra_node_claim_status_writes", "Claims whose status was written.", watch.writes
         )
-        yield CounterMetricFamily(
+        yield CounterFamily(
             "hami_dra_node_limit_changes", "Claims whose limits were changed.", watch.changes
         )
-        yield CounterMetricFamily(
+        yield CounterFamily(
             "hami_dra_node_claim_errors", "Looks at a claim that failed.", watch.errors
         )
-        limits = GaugeMetricFamily(
+        limits = GaugeFamily(
             "hami_dra_node_driver_limits",
             "Containers of which the driver limits the memory, their pods' sandboxes included.",
             labels=["uuid"],
@@ -55,8 +53,8 @@ class ClaimMetrics(Collector):
             yield from _describe(self._audit())
 
 
-def _describe(audit: AuditStatistics) -> Iterable[Metric]:
-    readings = CounterMetricFamily(
+def _describe(audit: AuditStatistics) -> Iterable[Family]:
+    readings = CounterFamily(
         "hami_dra_enforcement_readings",
         "Times that the driver was asked for its processes, by result.",
         labels=["result"],
@@ -64,7 +62,7 @@ def _describe(audit: AuditStatistics) -> Iterable[Metric]:
     readings.add_metric(["ok"], audit.readings)
     readings.add_metric(["failed"], audit.failures)
     yield readings
-    violations = CounterMetricFamily(
+    violations = CounterFamily(
         "hami_dra_enforcement_violations",
         "Times that a pod began to use more of a card than was granted, while its claim is here.",
         labels=["namespace", "pod", "uuid"],
@@ -72,7 +70,7 @@ def _describe(audit: AuditStatistics) -> Iterable[Metric]:
     for key, count in sorted(audit.violations.items()):
         violations.add_metric(key, count)
     yield violations
-    over = GaugeMetricFamily(
+    over = GaugeFamily(
         "hami_dra_enforcement_excess_mib",
         "MiB used above the grant and the allowance for contexts, by those that do now.",
         labels=["namespace", "pod", "uuid"],
@@ -82,7 +80,7 @@ def _describe(audit: AuditStatistics) -> Iterable[Metric]:
         amount = excess.used_mib - excess.granted_mib - excess.allowance_mib
         over.add_metric([pod.namespace, pod.name, excess.uuid], amount)
     yield over
-    unclaimed = GaugeMetricFamily(
+    unclaimed = GaugeFamily(
         "hami_dra_enforcement_unclaimed_mib",
         "MiB of a card used by pods that have no claim on it.",
         labels=["uuid"],
@@ -90,6 +88,6 @@ def _describe(audit: AuditStatistics) -> Iterable[Metric]:
     for uuid, amount in sorted(audit.unclaimed_mib.items()):
         unclaimed.add_metric([uuid], amount)
     yield unclaimed
-    yield CounterMetricFamily(
+    yield CounterFamily(
         "hami_dra_enforcement_evictions", "Pods asked to end by the audit.", audit.evictions
     )

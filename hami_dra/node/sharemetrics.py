@@ -7,17 +7,10 @@ tenant who writes into one can make figures wrong, but neither new series nor ne
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
-from prometheus_client.registry import Collector
-
 from hami_dra.contract.region import WAIT_BOUNDS_SECONDS, RegionDevice
 from hami_dra.node.arbitration import ArbitrationStatistics, ShareFigures
 from hami_dra.policy.audit import HeldClaim
+from hami_dra.service.exposition import CounterFamily, Family, GaugeFamily, HistogramFamily
 
 _LABELS: Final = ("namespace", "claim", "request", "index", "uuid")
 _NS_PER_SECOND: Final = 1e9
@@ -105,7 +98,7 @@ _REGION_COUNTERS: Final[tuple[tuple[str, str, Told], ...]] = (
 )
 
 
-class ShareMetrics(Collector):
+class ShareMetrics:
     """Reads the last figures when asked.
 
     Args:
@@ -121,10 +114,10 @@ class ShareMetrics(Collector):
         self._statistics = statistics
         self._held = held
 
-    def collect(self) -> Iterable[Metric]:
+    def collect(self) -> Iterable[Family]:
         """Return every family with its values of now."""
         statistics = self._statistics()
-        readings = CounterMetricFamily(
+        readings = CounterFamily(
             "hami_dra_arbitration_readings",
             "Times that the driver was asked what processes have and do, by result.",
             labels=["result"],
@@ -132,17 +125,17 @@ class ShareMetrics(Collector):
         readings.add_metric(["ok"], statistics.readings)
         readings.add_metric(["failed"], statistics.failures)
         yield readings
-        yield GaugeMetricFamily(
+        yield GaugeFamily(
             "hami_dra_arbitration_damaged_regions",
             "Regions of prepared claims that cannot be read.",
             statistics.damaged,
         )
         for name, text, value in _GAUGES:
-            gauge = GaugeMetricFamily(f"hami_dra_share_{name}", text, labels=_LABELS)
+            gauge = GaugeFamily(f"hami_dra_share_{name}", text, labels=_LABELS)
             for figures in statistics.shares:
                 gauge.add_metric(_label(figures), value(figures))
             yield gauge
-        busy = CounterMetricFamily(
+        busy = CounterFamily(
             "hami_dra_share_compute_seconds",
             "GPU time that the share's processes had by the driver's count.",
             labels=_LABELS,
@@ -153,8 +146,8 @@ class ShareMetrics(Collector):
         yield from _collect_regions(statistics.shares)
         yield self._collect_pods()
 
-    def _collect_pods(self) -> Metric:
-        pods = GaugeMetricFamily(
+    def _collect_pods(self) -> Family:
+        pods = GaugeFamily(
             "hami_dra_claim_pod",
             "1 for each pod that a claim prepared here is reserved for.",
             labels=["namespace", "claim", "pod"],
@@ -165,36 +158,27 @@ class ShareMetrics(Collector):
         return pods
 
 
-def _collect_regions(shares: Sequence[ShareFigures]) -> Iterable[Metric]:
+def _collect_regions(shares: Sequence[ShareFigures]) -> Iterable[Family]:
     known = [(_label(item), item.device) for item in shares if item.device is not None]
     for name, text, told in _REGION_GAUGES:
-        gauge = GaugeMetricFamily(f"hami_dra_share_{name}", text, labels=_LABELS)
+        gauge = GaugeFamily(f"hami_dra_share_{name}", text, labels=_LABELS)
         for labels, device in known:
             gauge.add_metric(labels, told(device))
         yield gauge
     for name, text, told in _REGION_COUNTERS:
-        counter = CounterMetricFamily(f"hami_dra_share_{name}", text, labels=_LABELS)
+        counter = CounterFamily(f"hami_dra_share_{name}", text, labels=_LABELS)
         for labels, device in known:
             counter.add_metric(labels, told(device))
         yield counter
-    waits = HistogramMetricFamily(
+    waits = HistogramFamily(
         "hami_dra_share_launch_wait_seconds",
         "How long launches of the share were held back, of those that were.",
         labels=_LABELS,
     )
     for labels, device in known:
-        waits.add_metric(labels, _add_up(device), device.throttled_ns / _NS_PER_SECOND)
+        seconds = device.throttled_ns / _NS_PER_SECOND
+        waits.add_histogram(labels, WAIT_BOUNDS_SECONDS, device.waits, seconds)
     yield waits
-
-
-def _add_up(device: RegionDevice) -> list[tuple[str, float]]:
-    """Return a histogram's buckets, each with all shorter waits in it."""
-    bounds = (*map(str, WAIT_BOUNDS_SECONDS), "+Inf")
-    total, buckets = 0, []
-    for bound, count in zip(bounds, device.waits, strict=True):
-        total += count
-        buckets.append((bound, float(total)))
-    return buckets
 
 
 def _label(figures: ShareFigures) -> list[str]:

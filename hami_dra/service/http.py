@@ -1,13 +1,34 @@
-"""/healthz, /readyz and /metrics for every process."""
+"""/healthz, /readyz and /metrics for every process.
 
-from collections.abc import AsyncIterator
+The three answers are given without a web framework: its server costs each process 2 MiB, and here
+it would serve three paths to a prober and a scraper (docs/decisions/0034-memory-of-the-node.md).
+A connection has one request, whose head comes whole within a deadline; its body is not read.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Final
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Final, cast
+from urllib.parse import urlsplit
 
-from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+import structlog
 
-_BODY_LIMIT: Final = 64 << 10
+_log = structlog.get_logger(__name__)
+
+_HEAD_BYTES: Final = 8 << 10
+"""Of a request: its first line and its headers."""
+_CONNECTION_SECONDS: Final = 10.0
+"""From the first byte to the last; whoever scrapes or probes waits no longer either."""
+_MOST_CONNECTIONS: Final = 64
+_PLAIN: Final = "text/plain; charset=utf-8"
+_METRICS: Final = "text/plain; version=0.0.4; charset=utf-8"
+_ALLOWED: Final = ("GET", "HEAD")
+
+Answer = tuple[HTTPStatus, str, bytes]
+"""Status, Content-Type and body."""
+Endpoint = Callable[[], Answer]
 
 
 class Readiness:
@@ -36,44 +57,134 @@ class Readiness:
         )
 
 
-def add_health_routes(
-    app: web.Application,
-    readiness: Readiness,
-    registry: CollectorRegistry | None = None,
-) -> None:
-    """Add the three endpoints to an application."""
-
-    async def healthz(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
-
-    async def readyz(_: web.Request) -> web.Response:
-        return web.Response(status=200 if readiness.ready else 503, text=readiness.report())
-
-    async def metrics(_: web.Request) -> web.Response:
-        body = generate_latest(registry) if registry is not None else b""
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/readyz", readyz)
-    app.router.add_get("/metrics", metrics)
-
-
 @asynccontextmanager
 async def serve_health(
-    host: str, port: int, readiness: Readiness, registry: CollectorRegistry | None = None
+    host: str, port: int, readiness: Readiness, render_metrics: Callable[[], bytes]
 ) -> AsyncIterator[int]:
-    """Serve the endpoints over plain HTTP and yield the bound port (``port`` 0: any free one).
+    """Serve the endpoints over plain HTTP and yield the bound port.
+
+    Args:
+        host: Address to listen on.
+        port: 0 for any free one.
+        readiness: What /readyz tells.
+        render_metrics: Returns what /metrics tells, in Prometheus' text format.
 
     Raises:
         OSError: The address cannot be bound.
     """
-    app = web.Application(client_max_size=_BODY_LIMIT)
-    add_health_routes(app, readiness, registry)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
+
+    def healthz() -> Answer:
+        return HTTPStatus.OK, _PLAIN, b"ok\n"
+
+    def readyz() -> Answer:
+        status = HTTPStatus.OK if readiness.ready else HTTPStatus.SERVICE_UNAVAILABLE
+        return status, _PLAIN, readiness.report().encode()
+
+    def metrics() -> Answer:
+        return HTTPStatus.OK, _METRICS, render_metrics()
+
+    endpoints = {"/healthz": healthz, "/readyz": readyz, "/metrics": metrics}
+    connections: dict[_Connection, None] = {}
+    server = await asyncio.get_running_loop().create_server(
+        lambda: _Connection(endpoints, connections), host, port
+    )
     try:
-        site = web.TCPSite(runner, host, port)
-        await site.start()
-        yield int(runner.addresses[0][1])
+        yield int(server.sockets[0].getsockname()[1])
     finally:
-        await runner.cleanup()
+        server.close()
+        for connection in list(connections):
+            connection.abort()
+        await server.wait_closed()
+
+
+class _Connection(asyncio.Protocol):
+    """Answers one request, and closes when the client has read the answer.
+
+    Args:
+        endpoints: By path.
+        connections: All that are open, the oldest first. Where there are too many, the oldest has
+            to go, so that clients who send nothing do not keep the others out.
+    """
+
+    def __init__(
+        self, endpoints: Mapping[str, Endpoint], connections: dict["_Connection", None]
+    ) -> None:
+        self._endpoints = endpoints
+        self._connections = connections
+        self._head = b""
+        self._answered = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start the deadline."""
+        self._transport = cast("asyncio.Transport", transport)
+        if len(self._connections) >= _MOST_CONNECTIONS:
+            next(iter(self._connections)).abort()
+        self._connections[self] = None
+        self._deadline = asyncio.get_running_loop().call_later(_CONNECTION_SECONDS, self.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget it."""
+        del exc
+        self._deadline.cancel()
+        self._connections.pop(self, None)
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._connections.pop(self, None)  # its end is told later, and others may come before
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Answer when the head is there; what comes after it belongs to nothing."""
+        if self._answered:
+            return
+        # Line ends before a request are no request (RFC 9112, 2.2).
+        self._head = (self._head + data).lstrip(b"\r\n")
+        head, end, _ = self._head.partition(b"\r\n\r\n")
+        if len(head) > _HEAD_BYTES:
+            self._answer("GET", _refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
+        elif end:
+            method, answer = _find_answer(self._endpoints, head)
+            self._answer(method, answer)
+
+    def _answer(self, method: str, answer: Answer) -> None:
+        status, content_type, body = answer
+        lines = [
+            f"HTTP/1.1 {status.value} {status.phrase}",
+            f"Date: {formatdate(usegmt=True)}",
+            f"Content-Type: {content_type}",
+            f"Content-Length: {len(body)}",
+            "Connection: close",
+        ]
+        if status is HTTPStatus.METHOD_NOT_ALLOWED:
+            lines.append(f"Allow: {', '.join(_ALLOWED)}")
+        head = "\r\n".join([*lines, "", ""]).encode()
+        self._answered, self._head = True, b""
+        # Not closed here: what a client still sends would make the kernel throw the answer away.
+        self._transport.write(head if method == "HEAD" else head + body)
+        self._transport.write_eof()
+
+
+def _find_answer(endpoints: Mapping[str, Endpoint], head: bytes) -> tuple[str, Answer]:
+    """Return a request's method, and its answer."""
+    try:
+        line = head.partition(b"\r\n")[0].decode("ascii")
+        method, target, version = line.split(" ")
+        path = urlsplit(target).path  # a proxy's request names the host as well
+    except ValueError:
+        return "GET", _refuse(HTTPStatus.BAD_REQUEST)
+    if not version.startswith("HTTP/1."):
+        return "GET", _refuse(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
+    endpoint = endpoints.get(path)
+    if endpoint is None:
+        return method, _refuse(HTTPStatus.NOT_FOUND)
+    if method not in _ALLOWED:
+        return method, _refuse(HTTPStatus.METHOD_NOT_ALLOWED)
+    try:
+        return method, endpoint()
+    except Exception:  # noqa: BLE001 - the client hears of it, and the log says why
+        _log.exception("health.failed", path=path)
+        return method, _refuse(HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def _refuse(status: HTTPStatus) -> Answer:
+    return status, _PLAIN, f"{status.value}: {status.phrase}\n".encode()

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 _BUCKETS_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 2.5, 5, 10)
 
@@ -44,3 +44,7 @@ class WebhookMetrics:
             ["result"],
             registry=self.registry,
         )
+
+    def render(self) -> bytes:
+        """Return what Prometheus reads."""
+        return generate_latest(self.registry)

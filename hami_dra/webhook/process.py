@@ -103,7 +103,7 @@ async def serve(settings: Settings, api: Api, supervisor: Supervisor) -> AsyncIt
         supervisor.spawn(f"{name}.ready", _announce(readiness, name, synced))
     async with (
         serve_health(
-            settings.health_host, settings.health_port, readiness, metrics.registry
+            settings.health_host, settings.health_port, readiness, metrics.render
         ) as health,
         serve_reviews(
             app,

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
 
 from hami_dra.contract.errors import RetryError
 from hami_dra.gpu.processes import CardProcess
@@ -14,6 +13,7 @@ from hami_dra.node.claimmetrics import ClaimMetrics
 from hami_dra.node.claimwatch import WatchStatistics
 from hami_dra.policy.cgroups import ContainerPlace
 from hami_dra.service.clock import ManualClock
+from hami_dra.service.exposition import Exposition
 from hami_dra.testing.fakecluster import FakeCluster
 from tests.unit.policy.test_audit import CARD, A, B, hold
 
@@ -71,9 +71,11 @@ class Audited:
 
     def metrics(self) -> str:
         """Return what Prometheus reads."""
-        registry = CollectorRegistry()
-        registry.register(ClaimMetrics(lambda: WatchStatistics(1, 2, 3, 4), self.audit.statistics))
-        return generate_latest(registry).decode()
+        exposition = Exposition()
+        exposition.register(
+            ClaimMetrics(lambda: WatchStatistics(1, 2, 3, 4), self.audit.statistics)
+        )
+        return exposition.render().decode()
 
 
 async def test_a_violation_is_an_event_and_a_metric_once(cluster: FakeCluster) -> None:

@@ -4,12 +4,12 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from hami_dra.contract.region import decode_region
 from hami_dra.node.arbitration import ArbitrationStatistics, ShareFigures
 from hami_dra.node.sharemetrics import ShareMetrics
+from hami_dra.service.exposition import Exposition
 from tests.unit.node.test_regionfile import encode_region
 from tests.unit.policy.test_audit import A, B, hold
 from tests.unit.policy.test_shares import CARD, MIB, say, share
@@ -32,15 +32,15 @@ def figures(**changes: Any) -> ShareFigures:
 
 def scrape(*shares: ShareFigures, **changes: int) -> dict[str, float]:
     """Return the values by name and labels."""
-    registry = CollectorRegistry()
+    exposition = Exposition()
     statistics = ArbitrationStatistics(shares=shares, **changes)
-    registry.register(ShareMetrics(lambda: statistics, lambda: [hold("job", A, B)]))
+    exposition.register(ShareMetrics(lambda: statistics, lambda: [hold("job", A, B)]))
     return {
         sample.name
         + "{"
         + ",".join(f'{key}="{value}"' for key, value in sorted(sample.labels.items()))
         + "}": sample.value
-        for family in text_string_to_metric_families(generate_latest(registry).decode())
+        for family in text_string_to_metric_families(exposition.render().decode())
         for sample in family.samples
     }
 
