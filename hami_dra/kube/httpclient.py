@@ -5,14 +5,10 @@ for a context that nothing here uses, because an API server has its own CA (see 
 """
 
 import ssl
-from asyncio.sslproto import SSLProtocol
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
-_TLS_BUFFER: Final = 64 << 10
-"""Each connection has one for as long as it lives, of 256 KiB without this.
-A TLS record is 16 KiB."""
+from hami_dra.service.tls import limit_read_buffers
 
 
 @contextmanager
@@ -32,6 +28,6 @@ def _without_system_certificates() -> Iterator[None]:
 with _without_system_certificates():
     import aiohttp
 
-SSLProtocol.max_size = _TLS_BUFFER
+limit_read_buffers()
 
 __all__ = ["aiohttp"]

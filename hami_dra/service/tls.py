@@ -10,7 +10,8 @@ _READ_BYTES: Final = 32 << 10
 def limit_read_buffers() -> None:
     """Give each TLS connection made from now on 32 KiB to read into, instead of asyncio's 256 KiB.
 
-    An API server keeps up to 25 idle connections to a webhook, and there may be several API
-    servers. More data than that is read in more turns. For the whole process; idempotent.
+    It has the buffer for as long as it lives. An API server keeps up to 25 idle connections to a
+    webhook, and there may be several API servers; a node has half a dozen to one. More data than
+    that is read in more turns. For the whole process; idempotent.
     """
     sslproto.SSLProtocol.max_size = _READ_BYTES

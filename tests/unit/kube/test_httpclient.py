@@ -35,4 +35,4 @@ def test_only_the_import_goes_without_the_systems_certificates() -> None:
 
 
 def test_a_connection_has_a_small_buffer() -> None:
-    assert run(BUFFER) == str(64 << 10)
+    assert run(BUFFER) == str(32 << 10)
