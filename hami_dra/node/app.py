@@ -39,6 +39,7 @@ from hami_dra.kube import Api, connect
 from hami_dra.kube.podevents import PodEvents
 from hami_dra.kubeletplugin.instances import Instance, follow_lead, sweep_sockets
 from hami_dra.kubeletplugin.locks import ClaimLocks
+from hami_dra.kubeletplugin.lulls import Lulls
 from hami_dra.kubeletplugin.publisher import Publisher
 from hami_dra.kubeletplugin.registration import Registration
 from hami_dra.kubeletplugin.service import VERSIONS, DraService
@@ -68,7 +69,7 @@ from hami_dra.node.sharemetrics import ShareMetrics
 from hami_dra.policy.driverlimits import DriverHold
 from hami_dra.service.clock import SystemClock
 from hami_dra.service.exposition import Exposition
-from hami_dra.service.heap import keep_what_is_there, use_one_arena
+from hami_dra.service.heap import give_back, keep_what_is_there, use_one_arena
 from hami_dra.service.http import Readiness, serve_health
 from hami_dra.service.supervise import Supervisor
 
@@ -286,7 +287,7 @@ class _Node:
         )
         self.service = DraService(
             socket=sockets.service,
-            handler=FollowedClaims(preparer, self.watch),
+            handler=Lulls(FollowedClaims(preparer, self.watch), give_back),
             locks=locks,
             budget_seconds=settings.prepare_budget_seconds,
             beside=self.stream.services(),

@@ -20,6 +20,16 @@ def use_one_arena() -> None:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
+def give_back() -> None:
+    """Return the heap's free pages to the kernel: 0.3 ms, and they are zeroed when used again.
+
+    glibc by itself gives back only what is free at the heap's end. Another C library has nothing
+    like it.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def keep_what_is_there() -> None:
     """Take what exists by now out of garbage collection: modules, and what lives as long as they.
 

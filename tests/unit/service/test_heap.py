@@ -48,3 +48,30 @@ def test_what_is_kept_is_not_looked_at_again() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout == "True True\n"
+
+
+HOLES = """
+import ctypes
+from hami_dra.service.heap import give_back, use_one_arena
+def count_resident_kib():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4
+use_one_arena()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+pieces = [libc.malloc(ctypes.c_size_t(16 << 10)) for _ in range(1000)]
+for piece in pieces:
+    ctypes.memset(piece, 1, 16 << 10)
+for piece in pieces[:-1]:  # the last one keeps the heap's end where it is
+    libc.free(ctypes.c_void_p(piece))
+before = count_resident_kib()
+give_back()
+print(before - count_resident_kib() > 12 << 10)
+"""
+
+
+def test_holes_in_the_heap_are_given_back() -> None:
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", HOLES], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True\n"
