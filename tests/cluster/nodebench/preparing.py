@@ -32,6 +32,8 @@ _PARTS = 10
 _REPEATS = 5
 _ROUNDS = 8
 IDLE_SECONDS = 60.0
+_LULL_SECONDS = 8
+"""After five without a call the node gives back what it can."""
 _FLOOR = "floor"
 
 
@@ -200,6 +202,9 @@ def measure_memory(bed: Bed, claims: Sequence[dict[str, str]], report: Report) -
     each = ", ".join(f"{size:.1f}" for size in sizes)
     report.say(f"RSS after every {count // _PARTS} prepares, MiB", each)
     report.at_most(f"RSS after {count} prepares, MiB", sizes[-1], 65, f"{sizes[-1]:.1f}")
+    time.sleep(_LULL_SECONDS)  # what is measured is that nothing is asked
+    title = f"RSS {_LULL_SECONDS} s after the last call, MiB"
+    report.say(title, f"{_read_rss(bed):.1f}")
     # The second half: the first one fills pools and caches that have a size.
     half = sizes[_PARTS // 2 :]
     slope = (half[-1] - half[0]) / (count / 2 / 1000) * (len(half) / (len(half) - 1))
