@@ -69,7 +69,7 @@ from hami_dra.node.sharemetrics import ShareMetrics
 from hami_dra.policy.driverlimits import DriverHold
 from hami_dra.service.clock import SystemClock
 from hami_dra.service.exposition import Exposition
-from hami_dra.service.heap import give_back, keep_what_is_there, use_one_arena
+from hami_dra.service.heap import give_back, keep_what_is_there, use_one_arena, use_small_pages
 from hami_dra.service.http import Readiness, serve_health
 from hami_dra.service.supervise import Supervisor
 
@@ -102,6 +102,7 @@ async def run_node(
         FatalError: It cannot work as it was started.
     """
     settings.check()
+    use_small_pages()
     use_one_arena()
     readiness = Readiness(*CONDITIONS)
     exposition = Exposition()

@@ -75,3 +75,14 @@ def test_holes_in_the_heap_are_given_back() -> None:
         [sys.executable, "-c", HOLES], capture_output=True, text=True, check=True
     )
     assert done.stdout == "True\n"
+
+
+def test_no_huge_pages() -> None:
+    program = (
+        "from hami_dra.service.heap import use_small_pages; use_small_pages(); "
+        "print(*(line for line in open('/proc/self/status') if line.startswith('THP_enabled')))"
+    )
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["THP_enabled:", "0"]
