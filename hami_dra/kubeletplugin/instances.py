@@ -23,6 +23,7 @@ import structlog
 
 from hami_dra.contract.errors import FatalError, RetryError
 from hami_dra.kubeletplugin.places import PluginSockets, list_sockets
+from hami_dra.service.directorywatch import DirectoryWatch
 
 _log = structlog.get_logger(__name__)
 
@@ -30,7 +31,10 @@ _NAME: Final = re.compile(r"(\d+)-([0-9A-Za-z-]+)")
 _REGISTERED: Final = ".registered"
 _PROBE_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 0.25
-"""A lock that the kernel drops wakes nobody who does not wait in a thread of its own."""
+"""While there are others: a lock that the kernel drops wakes nobody who does not wait in a thread
+of its own."""
+_ALONE_LOOK_SECONDS: Final = 10.0
+"""While there is nobody else, the kernel tells when somebody comes; should it not, this does."""
 
 _YOUNG_NS: Final = 10**9
 _Stamp = tuple[int, int]
@@ -147,6 +151,15 @@ class Instance:
         mine = (self._mark().exists(), self.number)
         return all((peer.registered, peer.number) < mine for peer in peers)
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether the last look at the lead found nobody else, and no change that may hide one."""
+        return self._alone is not None
+
+    def listen(self, watch: DirectoryWatch) -> bool:
+        """Have a watch tell of the next instance that comes or goes; return whether it will."""
+        return watch.arm((self._directory,))
+
     async def check_lead(self) -> bool:
         """Do as `leads`, in a thread.
 
@@ -181,13 +194,22 @@ class Instance:
 async def follow_lead(instance: Instance, on_change: Callable[[bool], None]) -> None:
     """Tell whether an instance leads, at first and as often as that changes, until cancelled."""
     told: bool | None = None
-    while True:
-        leads = await instance.check_lead()
-        if leads != told:
-            told = leads
-            _log.info("instance.leads" if leads else "instance.follows", number=instance.number)
-            on_change(leads)
-        await asyncio.sleep(_LOOK_SECONDS)
+    changed = asyncio.Event()
+    with DirectoryWatch(changed.set) as watch:
+        while True:
+            changed.clear()
+            listens = instance.listen(watch)
+            leads = await instance.check_lead()
+            if leads != told:
+                told = leads
+                _log.info("instance.leads" if leads else "instance.follows", number=instance.number)
+                on_change(leads)
+            if listens and instance.is_alone:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_ALONE_LOOK_SECONDS):
+                        await changed.wait()
+            else:
+                await asyncio.sleep(_LOOK_SECONDS)
 
 
 def sweep_sockets(kubelet_dir: Path, driver: str, own: PluginSockets) -> list[Path]:

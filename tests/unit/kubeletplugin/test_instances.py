@@ -137,6 +137,55 @@ async def test_a_change_of_lead_is_told(tmp_path: Path) -> None:
         await asyncio.gather(following, return_exceptions=True)
 
 
+async def test_whoever_is_alone_is_told_of_the_next_one_by_the_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: asyncio.Queue[bool] = asyncio.Queue()
+    looks = 0
+    check = Instance.check_lead
+
+    async def count(instance: Instance) -> bool:
+        nonlocal looks
+        looks += 1
+        return await check(instance)
+
+    monkeypatch.setattr(Instance, "check_lead", count)
+    with ExitStack() as stack:
+        old = join(stack, tmp_path, "old")
+        old.set_registered(registered=True)
+        os.utime(tmp_path / "instances", (1e9, 1e9))
+        following = asyncio.create_task(follow_lead(old, told.put_nowait))
+        async with asyncio.timeout(8):  # of the ten seconds until it looks anyway
+            assert await told.get()
+            assert old.is_alone
+            await asyncio.sleep(0.6)  # two looks, if it looked
+            assert looks == 1
+            with ExitStack() as update:
+                join(update, tmp_path, "new").set_registered(registered=True)
+                assert not await told.get()
+                assert not old.is_alone
+            assert await told.get()
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_where_the_kernel_tells_nothing_it_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Instance, "listen", lambda *_: False)
+    told: asyncio.Queue[bool] = asyncio.Queue()
+    with ExitStack() as stack:
+        old = join(stack, tmp_path, "old")
+        os.utime(tmp_path / "instances", (1e9, 1e9))
+        following = asyncio.create_task(follow_lead(old, told.put_nowait))
+        async with asyncio.timeout(8):
+            assert await told.get()
+            join(stack, tmp_path, "new").set_registered(registered=True)
+            assert not await told.get()
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
 def test_only_sockets_that_nobody_listens_on_are_swept(base: Path) -> None:
     alive, dead, own = (
         name_sockets(base, "d.io", pod_uid=f"{number:08x}-0000-4000-8000-000000000000")
