@@ -213,6 +213,7 @@ class _Node:
             publish=self.publisher.publish,
             on_cards=self._note_cards,
             on_state=partial(readiness.set, "nvml"),
+            on_rules=self._note_rules,
         )
         offer = self.cards.offer
         self.cordon = CordonWatch(api, node_name=settings.node_name, on_change=offer.set_cordoned)
@@ -239,6 +240,7 @@ class _Node:
             leads=instance.check_lead,
             on_missing=self._note_missing,
             driver_holds=self._find_holds,
+            on_held=self._note_held,
         )
         self.driver_limits = DriverLimits(
             inputs.memory_limits,
@@ -285,6 +287,7 @@ class _Node:
             alone=instance.alone,
             sweep_more=partial(sweep_sockets, settings.kubelet_dir, DRIVER_NAME, sockets),
             has_seen=self.watch.has_seen,
+            on_repair=self.arbitration.refresh,
         )
         self.service = DraService(
             socket=sockets.service,
@@ -362,12 +365,19 @@ class _Node:
     def _note_missing(self) -> None:
         self.recovery.note_missing()  # which is made later
 
+    def _note_rules(self) -> None:
+        self.driver_limits.refresh()  # which is made later
+
+    def _note_held(self) -> None:
+        self.arbitration.refresh()  # which is made later
+
     def _find_holds(self, uid: str) -> Mapping[str, DriverHold] | None:
         return self.driver_limits.holds(uid)
 
     def _note_lead(self, _: bool) -> None:  # noqa: FBT001 - as `follow_lead` calls it
         self.publisher.refresh()
         self.watch.refresh()
+        self.arbitration.refresh()
 
 
 async def _persist(

@@ -3,7 +3,8 @@
 Once a second NVML is asked what each process has and does. From that and from the regions follow,
 for every share: the driver's own part of its memory, how its charges are to be corrected, whether
 anybody else works on its card, and whether it has to wait for somebody of a higher priority. While
-no share has a region there is nobody to be told, and NVML is asked now and then, for the metrics.
+no share has a region there is nobody to be told, and NVML is asked now and then, for the metrics;
+the kernel tells when something comes into a directory where a program makes one.
 
 Only the instance that leads writes. Everything is told anew by the next instance, so nothing is
 remembered on the disk; what a dead node left behind, libvgpu takes for stale (gates after two
@@ -46,12 +47,15 @@ from hami_dra.policy.shares import (
 )
 from hami_dra.policy.trim import UNCHANGED
 from hami_dra.service.clock import Clock
+from hami_dra.service.directorywatch import DirectoryWatch
 
 _log = structlog.get_logger(__name__)
 
 INTERVAL_SECONDS: Final = 1.0
 _UNUSED_SECONDS: Final = 10.0
 """Between two readings while no program has made a region."""
+_SETTLE_SECONDS: Final = 0.1
+"""From news to the look: a region is made under another name, and a pod's claims come together."""
 _LONGEST_GAP_SECONDS: Final = 15.0
 """Between two readings: a node that was stopped does not count what it did not see."""
 _MARK_SECONDS: Final = 10.0
@@ -146,7 +150,8 @@ class Arbitration:
         files: Runs what touches grants; one thread.
         locks: Of claims: nobody else changes a grant meanwhile.
         gates: Holds launches back.
-        leads: Whether this instance speaks for the driver.
+        leads: Whether this instance speaks for the driver. Call `refresh` when that changes, or
+            what `held` returns.
         clock: Tells how much time has passed.
     """
 
@@ -170,6 +175,9 @@ class Arbitration:
         self._gates = gates
         self._leads = leads
         self._clock = clock
+        self._news = asyncio.Event()
+        self._listens = False
+        self._watch = DirectoryWatch(self._news.set)
         self._memory = _Memory()
         self._known: tuple[HeldClaim, ...] = ()
         self._scene = _Scene()
@@ -183,20 +191,35 @@ class Arbitration:
         """Return what was read and told."""
         return self._statistics
 
+    def refresh(self) -> None:
+        """Look soon: the claims, their directories or who leads may have changed."""
+        self._news.set()
+
     async def run(self) -> None:
-        """Go on until cancelled."""
-        while True:
-            await self.look()
-            await asyncio.sleep(INTERVAL_SECONDS)
+        """Go on until cancelled; not more often than each second, whoever has news."""
+        with self._watch:
+            while True:
+                self._news.clear()
+                await self.look()
+                if not self._listens:
+                    await asyncio.sleep(INTERVAL_SECONDS)
+                    continue
+                await asyncio.sleep(INTERVAL_SECONDS - _SETTLE_SECONDS)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_UNUSED_SECONDS - INTERVAL_SECONDS):
+                        await self._news.wait()
+                await asyncio.sleep(_SETTLE_SECONDS)
 
     async def look(self) -> None:
         """Read once, and tell what is new. Never raises for what is outside."""
+        self._listens = False
         scene = self._set_scene()
         shares, paths = scene.shares, scene.paths
         if not shares or not await self._leads():
             self._memory = _Memory()
             self._gates.watch(())
             self._statistics = ArbitrationStatistics(self._readings, self._failures)
+            self._listens = True
             return  # nothing to tell, and NVML may sleep
         if not await self._is_due(scene):
             return
@@ -209,6 +232,8 @@ class Arbitration:
         await self._in_thread(self._write, paths, told)
         self._gates.watch(_find_contests(shares, told, paths))
         await self._mark_alone(shares, told.standing)
+        if self._is_untold(scene):
+            self._listens = False
         if uses is not None:
             await self._tell_heartbeat(shares, told.devices.keys())
 
@@ -231,11 +256,24 @@ class Arbitration:
         A grant says who is alone before its first program comes, so claims that changed are due.
         """
         memory = self._memory
-        if memory.scene is not scene or scene.paths.keys() - memory.marks.keys():
+        if await self._in_thread(self._find_region, scene.paths.values()):
             return True
-        if self._clock.monotonic() - memory.looked >= _UNUSED_SECONDS:
+        if memory.scene is not scene or self._is_untold(scene):
             return True
-        return await self._in_thread(_has_region, scene.paths.values())
+        return self._clock.monotonic() - memory.looked >= _UNUSED_SECONDS
+
+    def _is_untold(self, scene: _Scene) -> bool:
+        """Whether a grant has not been told who is alone, since somebody worked on its claim."""
+        return bool(scene.paths.keys() - self._memory.marks.keys())
+
+    def _find_region(self, directories: Collection[Path]) -> bool:
+        """Whether a program has made one; if not, the next one is told of. Blocking."""
+        if _has_region(directories):
+            return True
+        listens = self._watch.arm(directories)
+        found = _has_region(directories)
+        self._listens = listens and not found
+        return found
 
     def _judge(
         self,

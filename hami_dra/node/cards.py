@@ -53,6 +53,7 @@ class Cards:
         publish: Takes the devices for the scheduler.
         on_cards: Called after the list of cards has changed, with the UUIDs of those that are lost.
         on_state: See `Inventory`.
+        on_rules: Called after the rules of the offer have changed.
     """
 
     def __init__(
@@ -72,12 +73,14 @@ class Cards:
         publish: Publish,
         on_cards: Callable[[frozenset[str]], None],
         on_state: Callable[[str | None], None],
+        on_rules: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._config_file = config_file
         self._events = events
         self._stream = stream
         self._on_cards = on_cards
+        self._on_rules = on_rules
         self.partitions = Partitions(
             control, ledger, chosen=self._list_dynamic, boot_id=boot_id, clock=clock
         )
@@ -126,6 +129,7 @@ class Cards:
         self.offer.set_rules(self._resolve(config))
         self.health.set_config(config.health)
         self._modes.wake()
+        self._on_rules()
 
     def _announce(self, gpus: tuple[GpuFacts, ...], lost: frozenset[str]) -> None:
         self.offer.set_cards(gpus, lost)

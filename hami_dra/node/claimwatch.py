@@ -101,6 +101,7 @@ class ClaimWatch:
         on_missing: Called when the API server has a claim no more, or seems to.
         driver_holds: Returns what the driver itself holds of a claim, by card; see `Situation`.
             ``None``: not known yet, `look_again` is called when it is.
+        on_held: Called when `held` returns something else than before.
     """
 
     def __init__(
@@ -115,9 +116,11 @@ class ClaimWatch:
         leads: Callable[[], Awaitable[bool]] = always_lead,
         on_missing: Callable[[], None] = lambda: None,
         driver_holds: Callable[[str], Mapping[str, DriverHold] | None] = lambda _: {},
+        on_held: Callable[[], None] = lambda: None,
     ) -> None:
         self._api = api
         self._driver_holds = driver_holds
+        self._on_held = on_held
         self._leads = leads
         self._on_missing = on_missing
         self._led = True
@@ -143,7 +146,9 @@ class ClaimWatch:
 
     def forget(self, uid: str) -> None:
         """Look at a claim no more. Idempotent."""
-        self._followed.pop(uid, None)
+        followed = self._followed.pop(uid, None)
+        if followed is not None and followed.held is not None:
+            self._on_held()
 
     def look_again(self, uid: str) -> None:
         """Look at a claim soon, if it is followed: what there is to say of it has changed."""
@@ -299,9 +304,12 @@ class ClaimWatch:
         if settled is None:
             return
         followed.fresh = False
-        followed.held = HeldClaim(
+        held = HeldClaim(
             binding=settled.binding, pods=read_pods(claim), changed=read_wish(claim) is not None
         )
+        if held != followed.held:
+            followed.held = held
+            self._on_held()
         if await self._write(claim, settled, followed) and self._followed.get(uid) is followed:
             followed.done = version
 

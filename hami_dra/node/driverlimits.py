@@ -4,12 +4,14 @@ A container's group exists only once its runtime has made it, after Prepare and 
 us. So the groups of the pods of prepared claims are looked for again and again, and a limit is set
 on each that is new: as a rule before a program in it has come to use a card. It is set
 again now and then, since a driver that is reloaded forgets it, and so after a restart of this
-process. It goes with the group; where a claim ends before its containers, it is lifted.
+process. It goes with the group; where a claim ends before its containers, it is lifted. Where
+nobody wants limits and none is set, nothing is looked at.
 """
 
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -29,6 +31,8 @@ _log = structlog.get_logger(__name__)
 INTERVAL_SECONDS: Final = 1.0
 """A program takes longer from its start to its first allocation; Python alone takes a second to
 import what it computes with."""
+_UNWANTED_SECONDS: Final = 10.0
+"""Between two looks while no limits are wanted; whoever wants them says so."""
 _LOOKS: Final = 30
 """Every so many limits are set that should be there, and the driver is asked what it can do."""
 
@@ -57,7 +61,7 @@ class DriverLimits:
         processes: Lists processes on cards.
         held: Returns the claims that are prepared here, with their pods.
         cgroups: Where the host's control groups of version 2 are mounted.
-        backend: Returns what the operator wants.
+        backend: Returns what the operator wants. Call `refresh` when it is something else.
         context_mib: What each process may have beside its grant.
         on_change: Called with the UID of a claim when `holds` says something else of it.
         leads: Whether this instance is to set them; asked before every look.
@@ -90,6 +94,7 @@ class DriverLimits:
         self._holds: dict[str, dict[str, DriverHold]] = {}
         self._judged: frozenset[str] = frozenset()
         self._blind = False
+        self._news = asyncio.Event()
 
     def holds(self, claim_uid: str) -> Mapping[str, DriverHold] | None:
         """Return what there is to say of a claim, by UUID of the card.
@@ -104,11 +109,21 @@ class DriverLimits:
         """Return how many groups the driver holds, by UUID of the card."""
         return Counter(uuid for uuid, _ in self._set)
 
+    def refresh(self) -> None:
+        """Look soon: the operator may want something else."""
+        self._news.set()
+
     async def run(self) -> None:
         """Go on until cancelled."""
         while True:
+            self._news.clear()
             await self.look()
-            await asyncio.sleep(INTERVAL_SECONDS)
+            if self._backend() != "hooks" or self._set:
+                await asyncio.sleep(INTERVAL_SECONDS)
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_UNWANTED_SECONDS):
+                    await self._news.wait()
 
     async def look(self) -> None:
         """Set what is missing, lift what is too much. Never raises for what is outside."""

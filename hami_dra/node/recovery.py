@@ -11,7 +11,7 @@ the instance that leads, and what belongs to no claim is removed only by one tha
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -78,6 +78,7 @@ class Recovery:
         alone: Tells whether there is no other instance, and keeps others away meanwhile. Blocking.
         sweep_more: Removes more of what dead instances left; called while alone. Blocking.
         has_seen: Whether somebody has seen a claim at the API server a moment ago.
+        on_repair: Called after files of claims were gone through: directories may be others.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Recovery:
         alone: Callable[[], AbstractContextManager[bool]] = always_alone,
         sweep_more: Callable[[], object] = lambda: None,
         has_seen: Callable[[str], bool] = lambda _: False,
+        on_repair: Callable[[], None] = lambda: None,
     ) -> None:
         self._ledger = ledger
         self._files = files
@@ -109,6 +111,7 @@ class Recovery:
         self._alone = alone
         self._sweep_more = sweep_more
         self._has_seen = has_seen
+        self._on_repair = on_repair
         self._missed = asyncio.Event()
         self._intact = IntactClaims(files, clock)
         self._known_gone: set[str] = set()
@@ -232,9 +235,17 @@ class Recovery:
             await self._in_thread(self._files.base.repair)
         except HamiDraError as error:
             _log.warning("repair.cards_not_written", error=str(error))
-        repaired = 0
         records = await self._ledger.records()
-        for listed in await self._in_thread(self._intact.list_others, records):
+        others = await self._in_thread(self._intact.list_others, records)
+        repaired = await self._repair_claims(others)
+        if others:
+            self._on_repair()
+        return repaired
+
+    async def _repair_claims(self, records: Iterable[ClaimRecord]) -> int:
+        """Go through these claims' files; return how many needed it."""
+        repaired = 0
+        for listed in records:
             uid = listed.binding.claim_uid
             async with self._locks.try_hold(uid) as held:
                 # A claim that is worked on is being repaired, or removed.

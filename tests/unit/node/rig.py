@@ -145,6 +145,7 @@ async def start_rig(
     control: InstanceControl | None = None,
     clock: Clock | None = None,
     has_seen: Callable[[str], bool] = lambda _: False,
+    on_repair: Callable[[], None] = lambda: None,
     **changes: Any,
 ) -> AsyncIterator[Rig]:
     """Open a node's rooms on a directory; opening it twice in turn is a restart.
@@ -157,6 +158,7 @@ async def start_rig(
         control: Divides cards; `NodeSettings.mig_dynamic` says which.
         clock: Of the repair.
         has_seen: See `Recovery`.
+        on_repair: See `Recovery`.
         changes: Settings.
     """
     settings = make_settings(base, **changes)
@@ -210,6 +212,7 @@ async def start_rig(
         on_state=lambda _: None,
         clock=clock or SystemClock(),
         has_seen=has_seen,
+        on_repair=on_repair,
     )
     try:
         yield Rig(

@@ -2,9 +2,9 @@
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from hami_dra.node.sharedir import ShareDirectories
 from hami_dra.policy.audit import HeldClaim, Pod
 from hami_dra.policy.cgroups import ContainerPlace
 from hami_dra.service.clock import ManualClock
+from hami_dra.service.directorywatch import DirectoryWatch
 from tests.unit.node.test_regionfile import encode_region
 from tests.unit.policy.test_audit import CARD, device, hold
 
@@ -37,11 +38,19 @@ class Driver:
         self.processes: dict[int, tuple[str, int, int | None]] = {}
         self.fault = False
         self.asked = 0
+        self._news = asyncio.Condition()
+
+    async def wait_for(self, asked: int) -> None:
+        """Wait until it was asked so many times."""
+        async with self._news:
+            await self._news.wait_for(lambda: self.asked >= asked)
 
     async def list_processes(self, *, busy: bool = False) -> tuple[CardProcess, ...]:
         """See `ProcessSource`."""
         assert busy
         self.asked += 1
+        async with self._news:
+            self._news.notify_all()
         if self.fault:
             raise RetryError("the driver hangs")
         return tuple(
@@ -547,3 +556,104 @@ async def test_a_node_that_stops_opens_its_gates(node: Node) -> None:
         await moved
 
     assert node.card("low").gate == 0
+
+
+@asynccontextmanager
+async def running(node: Node) -> AsyncIterator[None]:
+    """Let it look by itself; the clock stands still, so nothing is due for its age."""
+    task = asyncio.create_task(node.arbitration.run())
+    try:
+        async with asyncio.timeout(9):  # a second less than until it looks anyway
+            yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_the_first_program_is_seen_when_its_region_comes(node: Node) -> None:
+    node.add("a")
+    (node.directory("a") / "region").unlink()
+    async with running(node):
+        await node.driver.wait_for(1)
+        await wait_until(lambda: node.alone("a") == [True])
+        hidden = node.directory("a") / "region.0123.new"
+        hidden.write_bytes(encode_region(CARD))
+        (node.directory("a") / "region").hardlink_to(hidden)
+        hidden.unlink()
+        await node.driver.wait_for(3)  # each second from here on
+
+
+async def test_claims_that_come_and_a_lead_that_is_won_are_news(node: Node) -> None:
+    node.leads = False
+    async with running(node):
+        node.add("a")
+        (node.directory("a") / "region").unlink()
+        node.arbitration.refresh()
+        await asyncio.sleep(0)
+        assert node.driver.asked == 0
+        node.leads = True
+        node.arbitration.refresh()
+        await node.driver.wait_for(1)
+        node.add("b")
+        (node.directory("b") / "region").unlink()
+        node.arbitration.refresh()
+        await node.driver.wait_for(2)
+        await wait_until(lambda: node.alone("a", "b") == [True, True])
+
+
+async def test_a_directory_that_was_made_anew_is_listened_at(node: Node) -> None:
+    node.add("a")
+    (node.directory("a") / "region").unlink()
+    async with running(node):
+        await node.driver.wait_for(1)
+        await wait_until(lambda: node.alone("a") == [True])
+        held = node.directory("a").rename(node.directory("a").with_name("elsewhere"))
+        node.directories.ensure(node.held[0].binding)
+        node.arbitration.refresh()  # as the repair does
+        (node.directory("a") / "region").write_bytes(encode_region(CARD))
+        await node.driver.wait_for(2)
+        held.rmdir()
+
+
+async def test_where_the_kernel_tells_nothing_regions_are_looked_for(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DirectoryWatch, "arm", lambda *_: False)
+    node.add("a")
+    (node.directory("a") / "region").unlink()
+    async with running(node):
+        await node.driver.wait_for(1)
+        (node.directory("a") / "region").write_bytes(encode_region(CARD))
+        await node.driver.wait_for(2)
+
+
+async def test_a_tenant_that_makes_files_without_end_costs_a_look_a_second(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    look = Arbitration.look
+
+    async def count(arbitration: Arbitration) -> None:
+        nonlocal looks
+        looks += 1
+        await look(arbitration)
+
+    monkeypatch.setattr(Arbitration, "look", count)
+    node.add("a")
+    (node.directory("a") / "region").unlink()
+    async with running(node):
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        number = 0
+        while looks < 3:
+            (node.directory("a") / f"{number}").touch()
+            number += 1
+            await asyncio.sleep(0.005)
+        assert loop.time() - begin >= 2
+        assert node.driver.asked == 1
+
+
+async def wait_until(reached: Callable[[], bool]) -> None:
+    """Wait for what another thread does; whoever calls sets the limit."""
+    while not reached():  # noqa: ASYNC110 - another thread's doing
+        await asyncio.sleep(0.005)

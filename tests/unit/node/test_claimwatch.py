@@ -36,7 +36,7 @@ class Watched:
         self.rig = rig
         self.clock = ManualClock()
         self.leads = True
-        self.missed = 0
+        self.missed = self.held_changes = 0
         self.holds: dict[str, DriverHold] | None = {}
         self.watch = ClaimWatch(
             api=rig.cluster.api(),
@@ -48,6 +48,7 @@ class Watched:
             leads=self._check_lead,
             on_missing=self._note_missing,
             driver_holds=lambda _: self.holds,
+            on_held=self._note_held,
         )
         self.handler = FollowedClaims(rig.preparer, self.watch)
 
@@ -56,6 +57,9 @@ class Watched:
 
     def _note_missing(self) -> None:
         self.missed += 1
+
+    def _note_held(self) -> None:
+        self.held_changes += 1
 
     async def look(self) -> None:
         """Let more than an interval pass, and look."""
@@ -445,6 +449,22 @@ async def test_a_second_pod_of_a_claim_loses_nothing_of_what_is_known(
         await node.handler.prepare(ref)
 
         assert node.watch.held() == held
+
+
+async def test_whoever_wants_to_know_is_told_when_other_claims_are_held(
+    tmp_path: Path, cluster: FakeCluster, ref: ClaimRef
+) -> None:
+    async with watching(tmp_path, cluster) as node:
+        await node.handler.prepare(ref)
+        assert node.held_changes == 0
+        for _ in range(5):
+            await node.look()
+        assert node.held_changes == 1, "it is gone through now and then, and is what it was"
+        await node.ask('{"gpu":{"memoryMiB":1000}}')
+        await node.look()
+        assert node.held_changes == 2
+        await node.handler.unprepare(ref)
+        assert (node.held_changes, node.watch.held()) == (3, [])
 
 
 async def test_it_runs_until_it_is_cancelled_and_survives_a_server_that_is_away(

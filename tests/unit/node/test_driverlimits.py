@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
@@ -73,6 +74,7 @@ class Node:
         self.held: list[HeldClaim] = [hold("job", A)]
         self.backend: MemoryBackend = "driver"
         self.told: list[str] = []
+        self.changed = asyncio.Event()
         self.leads = True
         self.limits = self.start()
 
@@ -85,9 +87,13 @@ class Node:
             cgroups=self.cgroups,
             backend=lambda: self.backend,
             context_mib=100,
-            on_change=self.told.append,
+            on_change=self._note,
             leads=self._check_lead,
         )
+
+    def _note(self, claim_uid: str) -> None:
+        self.told.append(claim_uid)
+        self.changed.set()
 
     async def _check_lead(self) -> bool:
         return self.leads
@@ -231,6 +237,28 @@ async def test_a_driver_that_does_not_answer_is_told_until_it_does(node: Node) -
     await node.limits.look()
 
     assert node.reason() == "Held"
+
+
+async def test_where_nobody_wants_limits_nothing_is_looked_at_until_somebody_does(
+    node: Node,
+) -> None:
+    node.backend = "hooks"
+    group = node.run(FIRST)
+    running = asyncio.create_task(node.limits.run())
+    async with asyncio.timeout(8):  # of the ten seconds until it looks anyway
+        await asyncio.sleep(0)
+        assert node.driver.calls == 0
+        node.backend = "driver"
+        node.limits.refresh()
+        await node.changed.wait()
+        assert node.driver.set[CARD, group.name] is not None
+
+        node.changed.clear()
+        node.backend = "hooks"
+        await node.changed.wait()
+        assert node.driver.set[CARD, group.name] is None, "what was set is lifted"
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_who_does_not_lead_sets_nothing_and_by_default_nobody_does(node: Node) -> None:

@@ -40,6 +40,7 @@ class Bench:
     ref: ClaimRef
     clock: LaterClock
     gone_through: int = 0
+    told: list[int] = field(default_factory=list)
 
     @property
     def request(self) -> Path:
@@ -63,9 +64,10 @@ async def making_bench(
     base: Path, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch, clock: LaterClock
 ) -> AsyncIterator[Bench]:
     ref = await put_claim(cluster, make_claim("job", make_share()))
-    async with start_rig(base, cluster, clock=clock) as rig:
+    told: list[int] = []
+    async with start_rig(base, cluster, clock=clock, on_repair=lambda: told.append(1)) as rig:
         await rig.preparer.prepare(ref)
-        bench = Bench(rig, ref, clock)
+        bench = Bench(rig, ref, clock, told=told)
         ensure = ShareDirectories.ensure
 
         def count(*arguments: object) -> None:
@@ -95,6 +97,7 @@ def _rewrite(path: Path) -> None:
 
 async def test_a_claim_that_nobody_touched_is_gone_through_once(bench: Bench) -> None:
     assert [await bench.repair() for _ in range(4)] == [(0, 1), (0, 0), (0, 0), (0, 0)]
+    assert len(bench.told) == 1, "whoever listens at a claim's directories has to do so anew"
 
 
 DAMAGES: dict[str, Callable[[Bench], object]] = {
