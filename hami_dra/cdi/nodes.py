@@ -64,17 +64,23 @@ def find_node(root: DriverRoot, name: str) -> DeviceNode | None:
 
     The GPU operator's driver container has the nodes in its root, Google's COS does not.
     """
-    for local, host in ((root.local / "dev", root.host / "dev"), (root.devices, Path("/dev"))):
-        node = read_node(local / name, str(host / name), f"/dev/{name}")
+    # On strings: every card is looked for every few seconds.
+    for local, host in (_join(root.local, root.host), (f"{root.devices}", "/dev")):
+        node = read_node(f"{local}/{name}", f"{host}/{name}", f"/dev/{name}")
         if node is not None:
             return node
     return None
 
 
-def read_node(local: Path, host_path: str, container_path: str) -> DeviceNode | None:
+def _join(local: Path, host: Path) -> tuple[str, str]:
+    """Return the two names of a root's own /dev."""
+    return f"{str(local).rstrip('/')}/dev", f"{str(host).rstrip('/')}/dev"
+
+
+def read_node(local: str | Path, host_path: str, container_path: str) -> DeviceNode | None:
     """Return a character device with the numbers that it has; ``None`` if it is something else."""
     try:
-        status = local.stat()
+        status = os.stat(local)  # noqa: PTH116 - see `find_node`
     except OSError:
         return None
     if not stat.S_ISCHR(status.st_mode):
@@ -90,8 +96,7 @@ def read_node(local: Path, host_path: str, container_path: str) -> DeviceNode | 
 def _list_drm(sysfs: Path, pci_bus_id: str) -> list[str]:
     """Return ``card1`` and ``renderD128`` of a card, if its modeset driver is loaded."""
     try:
-        directory = sysfs / "bus/pci/devices" / pci_bus_id / "drm"
-        names = sorted(entry.name for entry in directory.iterdir())
+        names = sorted(os.listdir(f"{sysfs}/bus/pci/devices/{pci_bus_id}/drm"))  # noqa: PTH208
     except OSError:
         return []
     return [name for name in names if name.startswith(("card", "renderD")) and name[-1].isdigit()]
