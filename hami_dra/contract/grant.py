@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hami_dra.contract.claimconfig import CorePolicy
 
 MAGIC = b"VGPUGRNT"
@@ -54,6 +56,7 @@ DEVICE_OFFSETS = {
 
 _HEADER = struct.Struct("<8sHHIQII64s64sI92x")
 _DEVICE = struct.Struct("<48sQII40sIIII8x")
+_COUNT = struct.Struct("<I")
 _MAX_UINT64 = 2**64 - 1
 _MAX_UINT32 = 2**32 - 1
 _POLICIES: tuple[CorePolicy, ...] = ("default", "force", "disable")  # the index is the encoding
@@ -181,6 +184,18 @@ def encode_grant(grant: Grant) -> bytes:
             )
         )
     return b"".join(parts).ljust(FILE_SIZE, b"\0")
+
+
+def says_alone(data: bytes, alone: Sequence[bool]) -> bool:
+    """Whether a grant says just this of its cards; nothing else in it is looked at."""
+    end = HEADER_SIZE + len(alone) * DEVICE_SIZE
+    if len(data) < end or _COUNT.unpack_from(data, HEADER_OFFSETS["device_count"])[0] != len(alone):
+        return False
+    places = range(HEADER_SIZE + DEVICE_OFFSETS["flags"], end, DEVICE_SIZE)
+    return all(
+        bool(_COUNT.unpack_from(data, place)[0] & ALONE) == value
+        for place, value in zip(places, alone, strict=True)
+    )
 
 
 def decode_grant(data: bytes) -> Grant:

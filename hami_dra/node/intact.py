@@ -61,7 +61,8 @@ class IntactClaims:
         """Return the claims that have to be gone through, and forget those that are not listed."""
         listed = {record.binding.claim_uid for record in records}
         self._known = {uid: look for uid, look in self._known.items() if uid in listed}
-        return [record for record in records if not self._is_intact(record)]
+        used: dict[str, _Stamp] = {}
+        return [record for record in records if not self._is_intact(record, used)]
 
     def look(self, record: ClaimRecord) -> Look:
         """Return how a claim's files look; to be called before they are gone through.
@@ -70,7 +71,13 @@ class IntactClaims:
             RetryError: See `ClaimFiles.render`.
         """
         owned, used = self._files.list_paths(record)
-        return self._look(record, owned, used)
+        return Look(
+            record,
+            owned=_stamp_all(owned, _stamp_content),
+            used=_stamp_all(used, _stamp_kind),
+            at=self._clock.monotonic(),
+            wall_ns=int(self._clock.wall() * 1e9),
+        )
 
     def keep(self, look: Look) -> None:
         """Take note that a claim was in order, or was brought into it, after this look.
@@ -84,25 +91,21 @@ class IntactClaims:
         elif look.wall_ns - max(stamp[0] for stamp in look.owned.values()) >= _YOUNG_NS:
             self._known[uid] = look
 
-    def _is_intact(self, record: ClaimRecord) -> bool:
+    def _is_intact(self, record: ClaimRecord, used: dict[str, _Stamp]) -> bool:
+        """Whether a claim is as it was; most of what claims use is the same for all of them."""
         known = self._known.get(record.binding.claim_uid)
         if known is None or record != known.record:
             return False
-        now = self._look(record, known.owned, known.used)
-        return (
-            now.at - known.at < _LONGEST_SECONDS
-            and now.owned == known.owned
-            and now.used == known.used
-        )
-
-    def _look(self, record: ClaimRecord, owned: Iterable[str], used: Iterable[str]) -> Look:
-        return Look(
-            record,
-            owned=_stamp_all(owned, _stamp_content),
-            used=_stamp_all(used, _stamp_kind),
-            at=self._clock.monotonic(),
-            wall_ns=int(self._clock.wall() * 1e9),
-        )
+        if self._clock.monotonic() - known.at >= _LONGEST_SECONDS:
+            return False
+        try:
+            for path in known.used.keys() - used.keys():
+                used[path] = _stamp_kind(path)
+            return all(used[path] == stamp for path, stamp in known.used.items()) and all(
+                _stamp_content(path) == stamp for path, stamp in known.owned.items()
+            )
+        except OSError:
+            return False
 
 
 def _stamp_all(paths: Iterable[str], stamp: Callable[[str], _Stamp]) -> _Stamps:

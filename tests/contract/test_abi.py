@@ -7,9 +7,12 @@ import json
 import os
 import random
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hami_dra.contract import grant, region
 
@@ -80,6 +83,15 @@ def test_encoded_fields_are_at_their_offsets() -> None:
 
 def test_grant_survives_a_round_trip() -> None:
     assert grant.decode_grant(grant.encode_grant(GRANT)) == GRANT
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=4), st.lists(st.booleans(), max_size=5))
+def test_who_is_alone_is_read_without_the_rest(alone: list[bool], asked: list[bool]) -> None:
+    devices = tuple(replace(GRANT.devices[0], alone=value) for value in alone)
+    data = grant.encode_grant(replace(GRANT, devices=devices))
+    assert grant.says_alone(data, asked) == (asked == alone)
+    assert grant.says_alone(data, alone)
+    assert not grant.says_alone(data[:100], asked)
 
 
 @pytest.mark.parametrize(
