@@ -6,10 +6,12 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from yarl import URL
 
 from hami_dra.contract.errors import FatalError
 from hami_dra.kube.errors import ApiError, error_from_status
@@ -19,6 +21,8 @@ from hami_dra.kube.yamlbody import encode_for_yaml
 _SERVICE_ACCOUNT_DIR: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TOKEN_REREAD_SECONDS: Final = 60.0
 """Projected tokens live an hour and are replaced at 80 %; a minute of lag is harmless."""
+_URLS: Final = 256
+"""Those of the last so many objects that were read."""
 _WATCH_LINE_LIMIT: Final = 8 << 20
 """An object is at most 1.5 MiB in etcd; JSON escapes can make it several times longer."""
 
@@ -63,7 +67,8 @@ class ApiSession:
                 context.load_cert_chain(*credentials.client_cert)
             tls = context
         self._http = aiohttp.ClientSession(
-            base_url=credentials.server,
+            # `request` has a timer, and `stream` its own: another one would only cost.
+            timeout=aiohttp.ClientTimeout(total=None),
             connector=aiohttp.TCPConnector(ssl=tls, limit=64, keepalive_timeout=60),
             read_bufsize=1 << 20,
             max_line_size=_WATCH_LINE_LIMIT,
@@ -100,7 +105,7 @@ class ApiSession:
         try:
             async with asyncio.timeout(timeout_seconds):
                 response = await self._http.request(
-                    method, path, params=params, data=data, headers=headers
+                    method, self._find_url(path, params), data=data, headers=headers
                 )
                 async with response:
                     raw = await response.read()
@@ -132,8 +137,9 @@ class ApiSession:
         what = f"WATCH {path}"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=idle_seconds)
         try:
+            url = self._find_url(path, params)
             async with self._http.get(
-                path, params=params, headers=self._authorization(), timeout=timeout
+                url, headers=self._authorization(), timeout=timeout
             ) as response:
                 if response.status >= 400:  # noqa: PLR2004 - HTTP's own boundary
                     raise error_from_status(what, response.status, _decode(await response.read()))
@@ -142,6 +148,9 @@ class ApiSession:
             return
         except aiohttp.ClientError as error:
             raise ApiError(f"{what}: {error}") from error
+
+    def _find_url(self, path: str, params: Mapping[str, str] | None) -> URL:
+        return _make_url(self._credentials.server + path, tuple((params or {}).items()))
 
     def _authorization(self) -> dict[str, str]:
         token_file = self._credentials.token_file
@@ -152,6 +161,13 @@ class ApiSession:
                 self._token = token_file.read_text().strip()
                 self._token_read_at = now
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
+
+
+@lru_cache(maxsize=_URLS)
+def _make_url(address: str, params: tuple[tuple[str, str], ...]) -> URL:
+    """Return an address. Once: a node reads the same claims again and again."""
+    url = URL(address)
+    return url.with_query(params) if params else url
 
 
 async def _events(content: aiohttp.StreamReader) -> AsyncIterator[dict[str, Any]]:
