@@ -44,9 +44,9 @@ _LONGEST_BURST_SECONDS: Final = 3.0
 """So long claims wait for calls to end, and then are looked at between them."""
 _LOOKS: Final = 4
 """Every so many a claim is gone through although nothing about it is new: cards change as well."""
-_TURNS: Final = 10
+_TURNS: Final = 5
 """In how many turns all claims are looked at: one after the other they would cost twice as much,
-since each would wake the process, and all at a time would hold up a Prepare."""
+since each would wake the process."""
 _SEEN_INTERVALS: Final = 2.0
 """How long a claim counts as being there after it was read."""
 
@@ -136,12 +136,16 @@ class ClaimWatch:
         self._storable = True
         self._writes = self._changes = self._errors = 0
 
-    def note(self, uid: str) -> None:
-        """Look at a claim soon: it was prepared."""
+    def make_way(self) -> None:
+        """Look at no further claims for a moment: kubelet calls."""
         now = self._clock.monotonic()
         if now >= self._burst_until:
             self._burst_from = now
         self._burst_until = min(now + _SETTLE_SECONDS, self._burst_from + _LONGEST_BURST_SECONDS)
+
+    def note(self, uid: str) -> None:
+        """Look at a claim soon: it was prepared."""
+        self.make_way()
         self._expect(uid)
 
     def forget(self, uid: str) -> None:
@@ -257,8 +261,7 @@ class ClaimWatch:
         try:
             await self._follow(uid, followed)
             followed.failures = 0
-            delay = self._interval_seconds * random.uniform(0.95, 1.05)  # noqa: S311 - spreads load
-            followed.due = self._find_turn(delay)
+            followed.due = self._find_turn(self._interval_seconds)
         except HamiDraError as error:
             low, high = _BACKOFF_SECONDS
             delay = min(low * 2**followed.failures, high)
@@ -408,12 +411,14 @@ class FollowedClaims:
 
     async def prepare(self, claim: ClaimRef) -> Sequence[PreparedDevice]:
         """See `ClaimHandler.prepare`."""
+        self._watch.make_way()
         devices = await self._handler.prepare(claim)
         self._watch.note(claim.uid)
         return devices
 
     async def unprepare(self, claim: ClaimRef) -> None:
         """See `ClaimHandler.unprepare`."""
+        self._watch.make_way()
         await self._handler.unprepare(claim)
         self._watch.forget(claim.uid)
 

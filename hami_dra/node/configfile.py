@@ -74,6 +74,8 @@ class ConfigFile:
 
     async def follow(self, on_change: Listener) -> None:
         """Call with every change that can be in force, until cancelled."""
+        if self._path is None:
+            await asyncio.Event().wait()
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             await self.look(on_change)

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,53 @@ async def test_claims_wait_for_a_burst_of_calls_to_end_but_not_for_ever(
             node.watch.note("another")  # kubelet goes on
             assert seconds < 5
         assert seconds == 3
+
+
+async def test_a_call_waits_for_no_more_than_the_claims_that_are_being_read(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    async with watching(tmp_path, cluster) as node:
+        for number in range(10):
+            claim = make_claim(f"job-{number}", make_share(share=number, memory_mib=100, cores=1))
+            await node.rig.preparer.prepare(await put_claim(cluster, claim))
+        await node.watch.meet()
+        node.clock.advance(20)
+        cluster.requests.clear()
+
+        def call(*_: str) -> None:
+            node.watch.make_way()
+            cluster.fault = None
+
+        cluster.fault = call
+        await node.watch.look()
+        assert sum(method == "GET" for method, _ in cluster.requests) == 4
+        await node.watch.look()
+        assert sum(method == "GET" for method, _ in cluster.requests) == 4
+        node.clock.advance(1)
+        await node.watch.look()
+        assert sum(method == "GET" for method, _ in cluster.requests) == 10
+
+
+async def test_claims_that_came_together_are_read_each_interval(
+    tmp_path: Path, cluster: FakeCluster
+) -> None:
+    async with watching(tmp_path, cluster) as node:
+        for number in range(10):
+            claim = make_claim(f"job-{number}", make_share(share=number, memory_mib=100, cores=1))
+            await node.handler.prepare(await put_claim(cluster, claim))
+        reads: dict[str, list[float]] = defaultdict(list)
+
+        def note(method: str, path: str) -> None:
+            if method == "GET":
+                reads[path].append(node.clock.monotonic())
+
+        cluster.fault = note
+        for _ in range(200):
+            node.clock.advance(0.5)
+            await node.watch.look()
+        assert len(reads) == 10
+        gaps = {later - earlier for times in reads.values() for earlier, later in pairwise(times)}
+        assert max(gaps) == 15
 
 
 async def test_a_prepared_claim_says_so_and_is_not_written_again(
