@@ -1,13 +1,13 @@
 """Cards as NVML describes them.
 
 NVML may hang for as long as a driver hangs, and often hangs for one card alone. The list of cards
-and each card are looked at in threads of their own, with a time limit each; a thread that hangs is
-never joined by a second one for the same question.
+and the cards are looked at in threads of their own, with a time limit for each card; where one
+hangs, another thread goes on with the others, and no second one asks it the same question.
 """
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -51,7 +51,7 @@ class NvmlSource:
         driver_root: See `NvmlLibrary`.
         sysfs: The machine's /sys.
         timeout_seconds: Longest time until NVML lists the cards.
-        card_timeout_seconds: Longest time until it describes one.
+        card_timeout_seconds: Time in which it has to describe one; twice as long may pass.
         nvml: See `NvmlLibrary`.
     """
 
@@ -69,7 +69,7 @@ class NvmlSource:
         self._timeout_seconds = timeout_seconds
         self._card_timeout_seconds = card_timeout_seconds
         self._holding: asyncio.Future[None] | None = None
-        self._cards: dict[int, asyncio.Future[Described]] = {}
+        self._asked: dict[int, asyncio.Future[None]] = {}
 
     async def discover(self) -> Discovery:
         """Look at every card; see `GpuSource.discover`."""
@@ -100,8 +100,7 @@ class NvmlSource:
             if not listed.done():
                 raise RetryError(f"NVML did not answer within {self._timeout_seconds:g} s")
             driver = listed.result()
-            looks = [self._look(index, driver) for index in range(driver.count)]
-            return self._collect(await asyncio.gather(*looks), driver)
+            return self._collect(await self._look(driver), driver)
         finally:
             leave.set()
             if listed.done():
@@ -119,20 +118,50 @@ class NvmlSource:
         except nvml.NVMLError as error:
             raise RetryError(f"NVML cannot list the cards: {error}") from error
 
-    async def _look(self, index: int, driver: _Driver) -> Described | SkippedGpu:
-        running = self._cards.get(index)
-        if running is not None and not running.done():
-            return SkippedGpu(index, "an earlier question has not been answered yet", hangs=True)
-        running = run_in_daemon_thread(f"nvml-card-{index}", lambda: self._describe(index, driver))
-        self._cards[index] = running
+    async def _look(self, driver: _Driver) -> list[Described | SkippedGpu]:
+        answers: dict[int, Described | SkippedGpu] = {
+            index: SkippedGpu(index, "an earlier question has not been answered yet", hangs=True)
+            for index, asked in self._asked.items()
+            if not asked.done()
+        }
+        free = [index for index in range(driver.count) if index not in answers]
+        answers |= await self._ask(free, driver)
+        behind = [index for index in free if index not in answers]
+        for answer in await asyncio.gather(*(self._ask([index], driver) for index in behind)):
+            answers |= answer
+        return [answers[index] for index in range(driver.count)]
+
+    async def _ask(
+        self, indices: Sequence[int], driver: _Driver
+    ) -> dict[int, Described | SkippedGpu]:
+        """Ask cards one after the other in one thread, up to the first that hangs.
+
+        A thread for each would cost three times as much, since they run one at a time.
+        """
+        given_up = threading.Event()
+        answers: list[Described | SkippedGpu] = []
+
+        def work() -> None:
+            for index in indices:
+                if given_up.is_set():
+                    return
+                answers.append(self._try_to_describe(index, driver))
+
+        asked = run_in_daemon_thread("nvml-cards", work)
+        known = -1
         try:
-            async with asyncio.timeout(self._card_timeout_seconds):
-                return await asyncio.shield(running)
-        except TimeoutError:
+            while not asked.done() and known < len(answers):
+                known = len(answers)
+                await asyncio.wait({asked}, timeout=self._card_timeout_seconds)
+        finally:
+            given_up.set()
+        found = dict(zip(indices, tuple(answers), strict=False))
+        if not asked.done() and len(found) < len(indices):
+            stuck = indices[len(found)]
+            self._asked[stuck] = asked
             reason = f"no answer within {self._card_timeout_seconds:g} s"
-            return SkippedGpu(index, reason, hangs=True)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this card's alone
-            return SkippedGpu(index, str(error) or type(error).__name__)
+            found[stuck] = SkippedGpu(stuck, reason, hangs=True)
+        return found
 
     def _collect(self, answers: list[Described | SkippedGpu], driver: _Driver) -> Discovery:
         found: dict[str, Described] = {}
@@ -154,6 +183,12 @@ class NvmlSource:
             vitals={gpu.uuid: vitals for gpu, vitals in found.values()},
             bound=driver.bound,
         )
+
+    def _try_to_describe(self, index: int, driver: _Driver) -> Described | SkippedGpu:
+        try:
+            return self._describe(index, driver)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this card's alone
+            return SkippedGpu(index, str(error) or type(error).__name__)
 
     def _describe(self, index: int, driver: _Driver) -> Described:
         # A session of its own: if this thread hangs, NVML stays what it is to it.

@@ -97,13 +97,32 @@ async def test_a_card_that_hangs_costs_the_others_nothing(tmp_path: Path) -> Non
             assert [(gpu.index, gpu.reason[: len(reason)]) for gpu in found.skipped] == [
                 (1, reason)
             ]
-        assert sum(thread.name == "nvml-card-1" for thread in threading.enumerate()) == 1
+        assert len(list_threads("nvml-cards")) == 1
         nvml.cards[1].hangs = False
-    (thread,) = (each for each in threading.enumerate() if each.name == "nvml-card-1")
+    (thread,) = list_threads("nvml-cards")
     thread.join(5)
     found = await cards.discover()
     assert [gpu.index for gpu in found.gpus] == [0, 1, 2]
     assert nvml.sessions == 0
+
+
+def list_threads(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == name]
+
+
+async def test_cards_that_hang_are_given_up_together(tmp_path: Path) -> None:
+    nvml = FakeNvml(6)
+    for number in (1, 2, 4):
+        nvml.cards[number].hangs = True
+    cards = source(nvml, tmp_path, card_timeout_seconds=0.2)
+    with nvml.hanging():
+        found = await cards.discover()
+        assert [gpu.index for gpu in found.gpus] == [0, 3, 5]
+        assert [gpu.index for gpu in found.skipped if gpu.hangs] == [1, 2, 4]
+        assert len(list_threads("nvml-cards")) == 3
+    for thread in list_threads("nvml-cards"):
+        thread.join(5)
+    assert len((await cards.discover()).gpus) == 6
 
 
 async def test_what_a_card_cannot_have_is_no_reason_to_skip_it(tmp_path: Path) -> None:
