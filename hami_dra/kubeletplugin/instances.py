@@ -154,7 +154,7 @@ class Instance:
     @property
     def is_alone(self) -> bool:
         """Whether the last look at the lead found nobody else, and no change that may hide one."""
-        return self._alone is not None
+        return not self.name or self._alone is not None
 
     def listen(self, watch: DirectoryWatch) -> bool:
         """Have a watch tell of the next instance that comes or goes; return whether it will."""

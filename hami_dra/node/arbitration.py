@@ -224,12 +224,13 @@ class Arbitration:
         if not await self._is_due(scene):
             return
         self._memory.scene, self._memory.looked = scene, self._clock.monotonic()
-        before, _ = await self._in_thread(_read_regions, paths)
+        before, _ = await self._read_regions(paths)
         uses = await self._list_uses()
-        regions, damaged = await self._in_thread(_read_regions, paths)
+        regions, damaged = await self._read_regions(paths)
         self._note_damaged(damaged)
         told = self._judge(shares, uses, before, regions)
-        await self._in_thread(self._write, paths, told)
+        if told.devices:
+            await self._in_thread(self._write, paths, told)
         self._gates.watch(_find_contests(shares, told, paths))
         await self._mark_alone(shares, told.standing)
         if self._is_untold(scene):
@@ -274,6 +275,14 @@ class Arbitration:
         found = _has_region(directories)
         self._listens = listens and not found
         return found
+
+    async def _read_regions(
+        self, paths: Mapping[GrantName, Path]
+    ) -> tuple[dict[GrantName, RegionView], dict[GrantName, str]]:
+        """Do as the function, unless there is none as far as the kernel has told."""
+        if self._listens and not self._news.is_set():
+            return {}, {}
+        return await self._in_thread(_read_regions, paths)
 
     def _judge(
         self,
@@ -402,8 +411,9 @@ class Arbitration:
         # The next node begins with another number than the last one ended with.
         value = int(now * 1000) % _HEARTBEATS + 1
         grants = {share.name.grant for share in shares if share.is_paced and share.name in used}
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._files, self._write_heartbeats, grants, value)
+        if grants:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._files, self._write_heartbeats, grants, value)
 
     def _write_heartbeats(self, grants: Iterable[GrantName], value: int) -> None:
         for grant in grants:
