@@ -47,6 +47,9 @@ _LOOKS: Final = 4
 _TURNS: Final = 5
 """In how many turns all claims are looked at: one after the other they would cost twice as much,
 since each would wake the process."""
+_UNDER_WAY: Final = -2
+"""In place of the version at which nothing was left to do."""
+_WRITTEN: Final = frozenset({"resourceVersion", "managedFields"})
 _SEEN_INTERVALS: Final = 2.0
 """How long a claim counts as being there after it was read."""
 
@@ -69,7 +72,7 @@ class _Followed:
         due: When to look again.
         failures: Since it was last seen.
         version: The newest that was seen.
-        done: The version at which nothing was left to do; -1 if there may be something.
+        done: The version at which nothing was left to do; less than 0 if there may be something.
         looks: How often it was looked at since.
         fresh: Whether it was not gone through in the life of this process.
         seen: When the API server last had it; ``None`` if it did not, the last time.
@@ -302,7 +305,7 @@ class ClaimWatch:
         followed.looks += 1
         if 0 < version == followed.done and followed.looks < _LOOKS:
             return
-        followed.looks, followed.done = 0, -1
+        followed.looks, followed.done = 0, _UNDER_WAY
         settled = await self._settle(claim, uid, fresh=followed.fresh)
         if settled is None:
             return
@@ -313,8 +316,9 @@ class ClaimWatch:
         if held != followed.held:
             followed.held = held
             self._on_held()
-        if await self._write(claim, settled, followed) and self._followed.get(uid) is followed:
-            followed.done = version
+        done = await self._write(claim, settled, followed)
+        if followed.done == _UNDER_WAY:  # and nobody had news meanwhile
+            followed.done = done
 
     def _miss(self, followed: _Followed) -> None:
         """Take note that a claim is gone, or replaced; `Recovery.sweep` finds out what to do."""
@@ -351,13 +355,13 @@ class ClaimWatch:
                 await self._preparer.refresh_metadata(binding)
             return Settled(binding, settled.refused)
 
-    async def _write(self, claim: Mapping[str, Any], settled: Settled, followed: _Followed) -> bool:
-        """Bring the status up to date; return whether it was."""
+    async def _write(self, claim: Mapping[str, Any], settled: Settled, followed: _Followed) -> int:
+        """Bring the status up to date; return the version at which it is, -1 if there is none."""
         binding = settled.binding
         stored = own_entries((claim.get("status") or {}).get("devices") or (), binding)
         holds = self._driver_holds(binding.claim_uid)
         if holds is None:
-            return False
+            return -1
         now = dt.datetime.fromtimestamp(self._clock.wall(), tz=dt.UTC)
         situation = Situation(
             settled,
@@ -367,7 +371,7 @@ class ClaimWatch:
         )
         wanted = describe_devices(situation, stored, stamp=now.strftime("%Y-%m-%dT%H:%M:%SZ"))
         if not self._storable or is_current(stored, wanted):
-            return True
+            return _read_version(claim)
         body = {
             "apiVersion": CLAIMS.api_version,
             "kind": CLAIMS.kind,
@@ -389,17 +393,20 @@ class ClaimWatch:
                 force=True,
             )
         except NotFoundError:
-            return False
+            return -1
         self._writes += 1
         followed.version = max(followed.version, _read_version(answer))
-        if not own_entries((answer.get("status") or {}).get("devices") or (), binding):
+        now_stored = own_entries((answer.get("status") or {}).get("devices") or (), binding)
+        if not now_stored:
             self._storable = False
             _log.warning(
                 "claims.no_status",
                 reason="the API server does not store status.devices: the feature gate "
                 "DRAResourceClaimDeviceStatus is off",
             )
-        return False
+        # What others changed in the meantime has to be gone through as well.
+        done = is_current(now_stored, wanted) and _is_same(claim, answer)
+        return _read_version(answer) if done else -1
 
 
 class FollowedClaims:
@@ -421,6 +428,17 @@ class FollowedClaims:
         self._watch.make_way()
         await self._handler.unprepare(claim)
         self._watch.forget(claim.uid)
+
+
+def _is_same(claim: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two versions of a claim differ in nothing but what we wrote."""
+
+    def strip(item: Mapping[str, Any]) -> tuple[object, ...]:
+        metadata = {k: v for k, v in item["metadata"].items() if k not in _WRITTEN}
+        status = {k: v for k, v in (item.get("status") or {}).items() if k != "devices"}
+        return metadata, status, item.get("spec")
+
+    return strip(claim) == strip(other)
 
 
 def _read_version(item: Mapping[str, Any]) -> int:
