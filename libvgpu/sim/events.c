@@ -26,12 +26,16 @@ struct CUevent_st {
 	uint64_t id;
 };
 
-CUresult sim_event_record(CUevent event, uint64_t done_ns)
+CUresult sim_event_record(CUevent event, const uint64_t *end)
 {
+	uint64_t now = sim_now_ns();
+
 	if (!event)
 		return CUDA_ERROR_INVALID_HANDLE;
-	event->at->done_ns = done_ns;
+	pthread_mutex_lock(&sim_mutex);
+	event->at->done_ns = *end > now ? *end : now;
 	event->at->recorded = true;
+	pthread_mutex_unlock(&sim_mutex);
 	return CUDA_SUCCESS;
 }
 
@@ -44,14 +48,18 @@ SIM CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned int flag
 {
 	CUcontext context;
 	CUresult result = sim_usable(&context);
+	uint64_t *end;
 
 	(void)flags;
 	if (result != CUDA_SUCCESS)
 		return result;
 	if (!event)
 		return CUDA_ERROR_INVALID_HANDLE;
-	if (event->at->recorded && event->at->done_ns > *sim_stream_end(context, stream))
-		*sim_stream_end(context, stream) = event->at->done_ns;
+	pthread_mutex_lock(&sim_mutex);
+	end = sim_stream_end(context, stream);
+	if (event->at->recorded && event->at->done_ns > *end)
+		*end = event->at->done_ns;
+	pthread_mutex_unlock(&sim_mutex);
 	return CUDA_SUCCESS;
 }
 
@@ -167,13 +175,10 @@ SIM CUresult cuEventRecord(CUevent event, CUstream stream)
 {
 	CUcontext context;
 	CUresult result = sim_usable(&context);
-	uint64_t now = sim_now_ns();
 
 	if (result != CUDA_SUCCESS)
 		return result;
-	return sim_event_record(event, *sim_stream_end(context, stream) > now
-					       ? *sim_stream_end(context, stream)
-					       : now);
+	return sim_event_record(event, sim_stream_end(context, stream));
 }
 
 SIM CUresult cuEventQuery(CUevent event)

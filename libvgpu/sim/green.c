@@ -254,13 +254,11 @@ SIM CUresult cuStreamGetDevResource_ptsz(CUstream stream, CUdevResource *resourc
 /* All that the context has been given to do. */
 SIM CUresult cuGreenCtxRecordEvent(CUgreenCtx green, CUevent event)
 {
-	uint64_t now = sim_now_ns();
-
 	if (sim_ready())
 		return CUDA_ERROR_NOT_INITIALIZED;
 	if (!green || !green->context.alive)
 		return CUDA_ERROR_INVALID_CONTEXT;
-	return sim_event_record(event, green->context.end_ns > now ? green->context.end_ns : now);
+	return sim_event_record(event, &green->context.end_ns);
 }
 
 SIM CUresult cuGreenCtxWaitEvent(CUgreenCtx green, CUevent event)

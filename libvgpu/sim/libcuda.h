@@ -59,8 +59,8 @@ uint64_t sim_begin(CUcontext green, uint64_t ns);
 void sim_ends(CUcontext context, CUcontext green, uint64_t ns);
 /* How long so much work takes there. */
 uint64_t sim_span(CUcontext green, uint64_t ns);
-CUresult sim_event_record(CUevent event, uint64_t done_ns);
-uint64_t sim_event_done(CUevent event); /* 0: never recorded */
+CUresult sim_event_record(CUevent event, const uint64_t *end); /* over when `*end` as it is now */
+uint64_t sim_event_done(CUevent event);                        /* 0: never recorded */
 
 /* ---- faults.c */
 void sim_faults_start(void);

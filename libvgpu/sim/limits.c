@@ -70,7 +70,9 @@ SIM CUresult cuCtxGetLimit(size_t *value, int limit)
 		return CUDA_ERROR_INVALID_VALUE;
 	if (limit < 0 || limit >= LIMITS)
 		return CUDA_ERROR_UNSUPPORTED_LIMIT;
+	pthread_mutex_lock(&sim_mutex);
 	*value = (size_t)((int64_t)first[limit] + context->raised[limit]);
+	pthread_mutex_unlock(&sim_mutex);
 	return CUDA_SUCCESS;
 }
 

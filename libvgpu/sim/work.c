@@ -532,9 +532,12 @@ SIM CUresult cuStreamQuery(CUstream stream)
 {
 	CUcontext context;
 	CUresult result = sim_usable(&context);
+	uint64_t end;
 
 	if (result != CUDA_SUCCESS)
 		return result;
-	return *sim_stream_end(context, stream) > sim_now_ns() ? CUDA_ERROR_NOT_READY
-							       : CUDA_SUCCESS;
+	pthread_mutex_lock(&sim_mutex);
+	end = *sim_stream_end(context, stream);
+	pthread_mutex_unlock(&sim_mutex);
+	return end > sim_now_ns() ? CUDA_ERROR_NOT_READY : CUDA_SUCCESS;
 }

@@ -58,7 +58,8 @@ static uint64_t charge_of(uint64_t value, uint64_t first, uint64_t times)
 	return __builtin_mul_overflow(more, times, &bytes) ? UINT64_MAX : vgpu_charge_of(bytes);
 }
 
-/* Puts down what the driver has now, and charges the difference; `reserved` has been. */
+/* Puts down what the driver has now, and charges the difference; `reserved` has been.
+ * All of it in one turn: what is given back has to be counted by then. */
 static void put_down(struct vgpu_pointer *entry, size_t value, uint64_t times, uint64_t reserved)
 {
 	struct vgpu_pointer old;
@@ -72,11 +73,11 @@ static void put_down(struct vgpu_pointer *entry, size_t value, uint64_t times, u
 	}
 	entry->bytes = charge_of(value, entry->count, times);
 	vgpu_pointer_add(VGPU_CONTEXT_LIMITS, entry);
-	vgpu_unlock(&lock);
 	if (entry->bytes > paid)
 		vgpu_count_anyway(entry->card, entry->bytes - paid);
 	else if (entry->bytes < paid)
 		vgpu_give_back(entry->card, paid - entry->bytes);
+	vgpu_unlock(&lock);
 }
 
 static CUresult set(int limit, size_t value, struct vgpu_card *card)
