@@ -99,7 +99,7 @@ class ShareDirectories:
 
     def differs_alone(self, uid: str, request: str, alone: Sequence[bool]) -> bool:
         """Whether `mark_alone` would change the grant. Needs no lock, for nothing is written."""
-        path = f"{self._root}/{_checked(uid)}/{_checked(request)}/{names.GRANT_FILE}"
+        path = f"{self._claim(uid)}/{_checked(request)}/{names.GRANT_FILE}"
         # Of every grant every few seconds, and nearly always it says so already.
         if says_alone(_read_raw(path), alone):
             return False
@@ -199,9 +199,10 @@ class ShareDirectories:
         directory = self._claim(uid)
         try:
             shutil.rmtree(directory)
-        except FileNotFoundError:
-            return
         except OSError as error:
+            # A tenant's program may have removed a file of its own meanwhile.
+            if not os.path.lexists(directory):
+                return
             raise RetryError(f"{directory} cannot be removed: {error}") from error
 
     def clear_regions(self, binding: Binding) -> None:

@@ -5,6 +5,7 @@ import shutil
 import stat
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -418,3 +419,19 @@ async def test_of_many_claims_the_first_are_done_before_the_last_are_read(
 
     assert reads[0] <= 8
     assert reads[-1] == 20
+
+
+async def test_a_file_that_goes_while_directories_are_removed_is_tried_again(
+    tmp_path: Path, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = await put_claim(cluster, make_claim("job", make_share()))
+    async with start_rig(tmp_path, cluster) as rig:
+        await rig.preparer.prepare(ref)
+        with monkeypatch.context() as patched:
+            patched.setattr(shutil, "rmtree", Mock(side_effect=FileNotFoundError("a tenant's")))
+            with pytest.raises(RetryError, match="cannot be removed"):
+                await rig.preparer.unprepare(ref)
+        assert rig.claim_directories() == [ref.uid]
+        await rig.preparer.unprepare(ref)
+
+        assert (rig.claim_directories(), await rig.ledger.records()) == ([], [])
