@@ -10,9 +10,9 @@ claims are worked on; whoever meets that tries again.
 import asyncio
 import errno
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from operator import gt
 from pathlib import Path
@@ -236,10 +236,8 @@ class Ledger:
 
     def look_up(self, uid: str) -> ClaimRecord | None:
         """Do as `find`, in the ledger's thread. Blocking."""
-        try:
+        with self._explaining():
             (found,) = self._find_all((uid,))
-        except _FILE_ERRORS as error:
-            raise self._explain(error) from error
         return found[0] if found else None
 
     async def _change(self, change: Change) -> None:
@@ -247,10 +245,18 @@ class Ledger:
         await self._changes.do(change)
 
     async def _explained(self, answer: Awaitable[T]) -> T:
-        try:
+        with self._explaining():
             return await answer
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
         except _FILE_ERRORS as error:
-            raise self._explain(error) from error
+            explained = self._explain(error)
+            if explained is error:
+                raise
+            raise explained from error
 
     def _explain(self, error: Exception) -> Exception:
         """Return an error of the file in words that say what to do; another one as it is."""

@@ -138,6 +138,14 @@ async def test_whoever_shares_the_thread_changes_and_looks_up_without_waiting(
     assert len(commits) == 1
 
 
+async def test_a_bug_in_the_use_of_the_file_is_not_explained_by_the_disk(tmp_path: Path) -> None:
+    ledger = await Ledger.open(tmp_path / "ledger.db")
+    with pytest.raises(sqlite3.ProgrammingError, match="thread") as caught:
+        ledger.look_up("a")
+    assert caught.value.__cause__ is None
+    await ledger.close()
+
+
 @pytest.mark.parametrize(
     ("change", "level"),
     [
