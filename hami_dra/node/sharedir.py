@@ -15,8 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from hami_dra.cdi.durable import write_whole
 from hami_dra.contract import names
 from hami_dra.contract.errors import RetryError, UserError
@@ -101,9 +99,8 @@ class ShareDirectories:
         """Whether `mark_alone` would change the grant. Needs no lock, for nothing is written."""
         path = f"{self._claim(uid)}/{_checked(request)}/{names.GRANT_FILE}"
         # Of every grant every few seconds, and nearly always it says so already.
-        if says_alone(_read_raw(path), alone):
-            return False
-        return _mark(_read_grant(path), alone) is not None
+        raw = _read_raw(path)
+        return not says_alone(raw, alone) and _mark(_decode(raw), alone) is not None
 
     def write_heartbeat(self, uid: str, request: str, value: int) -> None:
         """Say in a grant that a node lives; where there is none, nothing is made.
@@ -323,10 +320,13 @@ def _rewrite(path: str, grant: Grant) -> None:
 
 
 def _read_grant(path: str) -> Grant | None:
+    return _decode(_read_raw(path))
+
+
+def _decode(raw: bytes) -> Grant | None:
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 - see `_make`
-            return decode_grant(file.read())
-    except (OSError, ValueError, msgspec.MsgspecError):
+        return decode_grant(raw)
+    except ValueError:
         return None
 
 
@@ -337,7 +337,7 @@ def _read_raw(path: str) -> bytes:
     except OSError:
         return b""
     try:
-        return os.read(descriptor, FILE_SIZE)
+        return os.read(descriptor, FILE_SIZE + 1)  # one that is longer is none
     except OSError:
         return b""
     finally:
