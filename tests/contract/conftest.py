@@ -1,23 +1,5 @@
 """Fixtures of the tests with a real node process."""
 
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from tests.surroundings import base, cluster
 
-import pytest
-
-from hami_dra.testing.fakecluster import FakeCluster
-
-
-@pytest.fixture
-async def cluster() -> AsyncIterator[FakeCluster]:
-    """An API server."""
-    async with FakeCluster() as fake:
-        yield fake
-
-
-@pytest.fixture
-def base() -> Iterator[Path]:
-    """A directory with a name short enough for sockets."""
-    with tempfile.TemporaryDirectory(prefix="hd-") as directory:
-        yield Path(directory)
+__all__ = ["base", "cluster"]

@@ -1,26 +1,14 @@
 """Fixtures of the node's tests."""
 
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from hami_dra.testing.fakecluster import FakeCluster
+from tests.surroundings import base, cluster
 
-
-@pytest.fixture
-async def cluster() -> AsyncIterator[FakeCluster]:
-    """An API server that knows the node."""
-    async with FakeCluster() as fake:
-        yield fake
-
-
-@pytest.fixture
-def base() -> Iterator[Path]:
-    """A directory with a name short enough for sockets."""
-    with tempfile.TemporaryDirectory(prefix="hd-") as directory:
-        yield Path(directory)
+__all__ = ["base", "cluster"]
 
 
 @pytest.fixture
